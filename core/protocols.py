@@ -1,0 +1,56 @@
+"""What the engine asks of text: small protocols that `puna.text` implements and a runner's entry point plugs in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Tokenizer(Protocol):
+    """Turns text into token ids and ids into bytes. Safe to call from several threads."""
+
+    @property
+    def size(self) -> int:
+        """Number of token ids; every id is below it."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end a generation: end of sequence, of turn, of message."""
+
+    def encode(self, text: str, *, special: bool, start: bool) -> list[int]:
+        """Return the ids of text.
+
+        special: markers such as <|eot_id|> written in the text become their control tokens (a rendered template);
+        without it they are spelled out as ordinary text (untrusted input).
+        start: put the model's beginning-of-sequence token (and, for encoders, the end token) around it, once, if the
+        model wants one; text that already begins with it gets no second one.
+        """
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Return the bytes that token adds to a text; b"" for a control token unless special. They need not be UTF-8."""
+
+    def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of a whole sequence (invalid UTF-8 becomes U+FFFD), with the dummy prefix space removed."""
+
+    def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer:
+        """Return an incremental decoder for tokens that follow prompt."""
+
+
+class Detokenizer(Protocol):
+    """Decodes tokens one by one; the concatenation of what it returns is the exact text, never half a character."""
+
+    def push(self, token: int) -> str:
+        """Return the text that became complete with this token; "" while a UTF-8 sequence is unfinished."""
+
+    def flush(self) -> str:
+        """Return what is left at the end: "" or U+FFFD for bytes that never became a character."""
+
+
+class StopRule(Protocol):
+    """Watches the text of one reply for stop strings and holds back what could still become one."""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Return the text that may be sent now and whether a stop string was met (it is never sent)."""
+
+    def flush(self) -> str:
+        """Return the text that was held back, at the end of a reply that met no stop string."""

@@ -1,0 +1,50 @@
+"""One view of a model's weights, whether they lie in a GGUF file, in its splits, or in a safetensors checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .blocks import BlockFormat
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a file's header says about one tensor."""
+
+    name: str
+    format: BlockFormat
+    shape: tuple[int, ...]  # slowest dimension first, as torch prints it: a linear layer is [out, in]
+    nbytes: int
+
+
+class WeightSource(Protocol):
+    """Tensors by name, memory-mapped and read-only, plus everything else the model's files say."""
+
+    @property
+    def kind(self) -> Literal["gguf", "safetensors"]:
+        """Which naming convention the tensors and the settings follow."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """GGUF key/values, or the parsed config.json of a checkpoint."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor, by the name that the file gives it, in file order."""
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return the bytes of one tensor, [rows, bytes per row] uint8: a view of the memory map, never a copy.
+
+        Raises KeyError for a name that is not in `tensors`.
+        """
+
+    def side_file(self, name: str) -> bytes | None:
+        """Return a file that lies beside a checkpoint's weights (tokenizer.json, ...); None if there is none."""
+
+    def close(self) -> None:
+        """Give the memory maps back. Arrays from `raw` must not be used afterwards."""
