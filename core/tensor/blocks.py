@@ -79,10 +79,10 @@ SAFETENSORS_ONLY: tuple[BlockFormat, ...] = (
 _BY_NAME = {form.name: form for form in (*FORMATS.values(), *SAFETENSORS_ONLY)}
 
 
-def by_id(id: int, tensor: str) -> BlockFormat:
-    """Return the format with this GGUF type id. Raises BadModel naming the tensor and the id if there is none."""
+def by_id(id: int) -> BlockFormat:
+    """Return the format with this GGUF type id. Raises BadModel naming the id if it is unknown or retired."""
     if id not in FORMATS:
-        raise BadModel(f"tensor {tensor!r} has type {id}, which is unknown or retired")
+        raise BadModel(f"element type {id} is unknown or retired")
     return FORMATS[id]
 
 
