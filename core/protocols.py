@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
         """
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """Return the bytes that token adds to a text; b"" for a control token unless special. They need not be UTF-8."""
+        """Return the bytes that token adds to a text, not always UTF-8; b"" for a control token unless special."""
 
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of a whole sequence (invalid UTF-8 becomes U+FFFD), with the dummy prefix space removed."""

@@ -1,0 +1,80 @@
+"""What a server and a runner say to each other. Version 1.
+
+Every message is a msgspec struct, so it crosses a socket as MessagePack and a function call as it is. A server sends
+`Generate`, `Cancel`, `Tokenize` and `Detokenize`; a runner answers a generation with `Piece`s and then exactly one
+`Finished` or `Failed`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from ..tensor.sampling import SamplingParams
+
+VERSION = 1
+
+FinishReason = Literal["stop", "length", "cancelled"]
+FailureKind = Literal["bad_request", "context_too_long", "bad_model", "busy", "internal"]
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True):
+    """Start one reply."""
+
+    prompt: list[int]
+    sampling: SamplingParams = SamplingParams()
+    stop: list[str] = []
+    max_tokens: int | None = None  # None: until the model stops or the context ends the reply
+    num_ctx: int  # tokens this reply may hold, prompt included
+    num_keep: int = 4  # leading tokens that survive truncation and shifting
+    num_batch: int | None = None  # prompt tokens of this reply per step; None: the engine's limit
+    truncate: bool = True  # a prompt that is too long: cut its middle, or refuse it
+    shift: bool = True  # a reply that fills the context: drop the middle and go on, or stop
+    logprobs: int | None = None  # None: none; k: the token's own log probability and the k likeliest
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """One candidate: natural logarithm of its softmax over the raw logits."""
+
+    token: int
+    text: str
+    data: bytes  # the token's bytes, which need not be UTF-8
+    logprob: float
+
+
+class SampledLogprob(msgspec.Struct, frozen=True):
+    """A sampled token and the likeliest candidates at its place."""
+
+    chosen: TokenLogprob
+    top: list[TokenLogprob] = []
+
+
+class Piece(msgspec.Struct, frozen=True, tag=True):
+    """Text that became final, in order. Its tokens may be several, or none if only held-back text came free."""
+
+    text: str
+    tokens: list[int] = []
+    logprobs: list[SampledLogprob] = []
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The last message of a reply that ended as it should. Durations in nanoseconds."""
+
+    reason: FinishReason
+    prompt_tokens: int  # after truncation
+    prompt_ns: int  # from admission until the first token was sampled
+    tokens: int  # sampled, the end token included
+    decode_ns: int  # since the first token
+    truncated: int = 0  # prompt tokens that were cut
+    shifted: int = 0  # tokens dropped to make room while generating
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The last message of a reply that could not be finished."""
+
+    kind: FailureKind
+    message: str
+
+
+Event = Piece | Finished | Failed

@@ -1,0 +1,47 @@
+"""What the rest of Puna sees of a loaded model, wherever it runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from .messages import Finished, Generate, Piece
+
+
+@dataclass(frozen=True)
+class RunnerFacts:
+    """What a runner knows about itself once its model is loaded."""
+
+    architecture: str
+    context_length: int  # tokens the model was trained for
+    vocabulary: int
+    weight_bytes: int
+    media: frozenset[str] = frozenset()  # kinds of media it reads: "image", ...
+
+
+class Runner(Protocol):
+    """A loaded model that serves replies."""
+
+    @property
+    def facts(self) -> RunnerFacts:
+        """What was loaded."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes it holds now: weights, caches and buffers."""
+
+    async def tokenize(self, text: str, *, special: bool = True, start: bool = True) -> list[int]:
+        """Return the token ids of text; see `puna.core.protocols.Tokenizer.encode`."""
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, control tokens written out. Raises BadRequest for ids outside the vocabulary."""
+
+    def generate(self, request: Generate) -> AsyncGenerator[Piece | Finished, None]:
+        """Yield the reply's pieces and, last, a Finished. Closing the generator cancels the reply and frees its slot.
+
+        Raises BadRequest, ContextTooLong, BadModel or RunnerDied; before the first piece or between two.
+        """
+
+    async def close(self) -> None:
+        """End every reply and give all memory back."""
