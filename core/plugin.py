@@ -1,0 +1,210 @@
+"""The plugin contract: the one file of the core that the author of a model plugin must read.
+
+A plugin is a module with `@hookimpl` functions, found through the entry-point group "puna" or named in PUNA_PLUGINS.
+It hands over architectures; the core finds the one a file asks for, reads its config, loads and checks its tensors,
+and calls its forward pass. What to compute with is in `puna.core.tensor`.
+
+    from puna.core.plugin import Architecture, hookimpl
+
+    @hookimpl
+    def architectures() -> list[Architecture]:
+        return [Architecture(gguf=("mine",), hf=("MineForCausalLM",), config=Config, model=Mine, cache=cache_layout)]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar, dataclass_transform
+
+import pluggy
+
+from .keys import Keys
+from .tensor.ops import Array, Matrix, Seen
+
+__all__ = [
+    "Architecture", "Array", "CacheLayer", "Causal", "Config", "Hooks", "Keys", "LayerCache", "Matrix", "Model",
+    "Module", "Seen", "Step", "TensorField", "Window", "hookimpl", "hookspec", "layers", "tensor",
+]  # fmt: skip
+
+hookspec = pluggy.HookspecMarker("puna")
+hookimpl = pluggy.HookimplMarker("puna")
+
+
+class Hooks:
+    """What a plugin may answer. Hooks run once, when Puna starts; the token loop calls only what they handed over."""
+
+    @hookspec
+    def architectures(self) -> list[Architecture]:  # type: ignore[empty-body]
+        """Return the model architectures this plugin provides."""
+
+
+# --- config ---------------------------------------------------------------------------------------------------------
+
+
+class Config(Protocol):
+    """The sizes of one model: a frozen struct of the plugin's own, with these two among its fields.
+
+    Its class also has a constructor `from_gguf(keys)` if the architecture answers to GGUF files, and `from_hf(keys)` if
+    it answers to checkpoints. They read every value by name through Keys, which turns missing and absurd ones into
+    errors that name the key; in a GGUF file the names need no architecture prefix.
+    """
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the model was trained for."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding table and width of the logits."""
+
+
+# --- tensors --------------------------------------------------------------------------------------------------------
+
+Size = int | str  # a number, or the name of a config attribute that holds it
+
+
+@dataclass(frozen=True)
+class TensorField:
+    """One tensor of a module: its shape in terms of the config and its name in both kinds of file."""
+
+    shape: tuple[Size, ...]
+    gguf: str
+    hf: str | None
+    optional: bool
+    tied: str | None  # field of the same module to use when the file has no tensor of this name
+
+
+@dataclass(frozen=True)
+class LayersField:
+    """A list of equal modules, one a layer."""
+
+    module: type[Module]
+    count: str  # config attribute
+    gguf: str  # prefix with {} for the layer's number
+    hf: str
+
+
+def tensor(
+    *shape: Size, gguf: str, hf: str | None = None, optional: bool = False, tied: str | None = None
+) -> Any:  # Any, so that the annotation beside it decides the type
+    """Declare a tensor, slowest dimension first: `out: Matrix = tensor("hidden", "queries", gguf=..., hf=...)`.
+
+    Annotate with Matrix what goes into `linear` and `embed` (kept in the file's own format), and with Array small
+    vectors such as norms and biases (widened to float32). An optional one is None when the file has none. hf=None: a
+    checkpoint never holds it.
+    """
+    return dataclasses.field(metadata={"tensor": TensorField(shape, gguf, hf, optional, tied)})
+
+
+def layers(module: type[Module], *, count: str, gguf: str, hf: str) -> Any:
+    """Declare the blocks of a model: `blocks: list[Block] = layers(Block, count="layers", gguf="blk.{}.", ...)`."""
+    return dataclasses.field(metadata={"layers": LayersField(module, count, gguf, hf)})
+
+
+@dataclass_transform(field_specifiers=(tensor, layers))
+class Module:
+    """Base of classes whose annotated attributes are the tensor table. The core fills them and sets `config`.
+
+    What follows from the loaded tensors and the config, such as a table of frequencies, is computed once in `ready`.
+    """
+
+    config: Any  # the plugin's own Config
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(eq=False, init=False, repr=False)(cls)
+
+    def ready(self) -> None:
+        """Called once, after every tensor of this module and of the ones below it is in place."""
+
+
+# --- the cache ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Causal:
+    """Every token sees itself and all before it."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Every token sees itself and the size - 1 tokens before it."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class CacheLayer:
+    """What one layer keeps for each token: the core turns it into bytes and masks."""
+
+    heads: int  # K
+    key_size: int  # E
+    value_size: int
+    kind: Causal | Window
+
+
+class LayerCache(Protocol):
+    """One layer's cache for the sequences of one step."""
+
+    def extend(self, k: Array, v: Array) -> Seen:
+        """Store the step's keys and values, [T, K, E] each, and return all that its tokens may look at."""
+
+
+# --- the forward pass -----------------------------------------------------------------------------------------------
+
+
+class Step(Protocol):
+    """What one forward pass works on: tokens of several sequences in one flat batch, T in all, no padding."""
+
+    @property
+    def positions(self) -> Array:
+        """[T] int32: each token's place in its own sequence, from 0."""
+
+    @property
+    def cache(self) -> Sequence[LayerCache]:
+        """The cache of each layer, in the order of the architecture's layout."""
+
+
+class Model(Protocol):
+    """The forward pass in three parts, so that the core can put media embeddings in and pick rows out between them."""
+
+    def embed(self, tokens: Array) -> Array:
+        """Return what enters the first block. tokens: [T] int32; result: [T, D]."""
+
+    def forward(self, x: Array, step: Step) -> Array:
+        """Return what leaves the last block. x: [T, D]; result: [T, D]."""
+
+    def logits(self, x: Array) -> Array:
+        """Return the logits of chosen rows of `forward`'s result. x: [N, D]; result: [N, V]."""
+
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """One architecture: the names it answers to, and its parts."""
+
+    gguf: tuple[str, ...] = ()  # values of `general.architecture`
+    hf: tuple[str, ...] = ()  # entries of config.json's `architectures`
+    config: type[Any]  # a Config
+    model: type[Module]  # also a Model
+    cache: Callable[[Any], list[CacheLayer]]  # the layout, from the config
+    stop_tokens: tuple[str, ...] = ()  # control tokens that end a reply besides those the file names
+
+    def __post_init__(self) -> None:
+        if not self.gguf and not self.hf:
+            raise ValueError("an architecture needs a name to answer to: gguf=(...) or hf=(...)")
+
+    @property
+    def name(self) -> str:
+        """The name shown to people."""
+        return (self.gguf or self.hf)[0]
+
+    def answers_to(self, kind: Literal["gguf", "safetensors"], metadata: Mapping[str, Any]) -> bool:
+        """Whether a file with this metadata asks for this architecture."""
+        if kind == "gguf":
+            return metadata.get("general.architecture") in self.gguf
+        names = metadata.get("architectures")
+        return isinstance(names, list) and any(name in self.hf for name in names)

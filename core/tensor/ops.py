@@ -1,0 +1,126 @@
+"""The operations a plugin computes with. Each dispatches on the type of its first argument.
+
+numpy arrays go to the CPU kernels; another kind of array (a device's, or one without data that only records shapes)
+brings implementations of its own through `Operation.register`. A plugin therefore never names a device.
+
+Shapes use one alphabet: T tokens, D hidden, H query heads, K key/value heads, E head size, V vocabulary. Activations
+are float32.
+"""
+
+# mypy: disable-error-code="empty-body"
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+
+from .rope import RopeTable
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+
+class Array(Protocol):
+    """What every backend's arrays can do besides being passed to operations."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes, slowest dimension first."""
+
+    def reshape(self, *shape: int) -> Array:
+        """Return the same values in another shape; one size may be -1."""
+
+    def __add__(self, other: Any, /) -> Array: ...
+    def __mul__(self, other: Any, /) -> Array: ...
+    def __getitem__(self, index: Any, /) -> Array: ...
+
+
+class Matrix(Protocol):
+    """A weight in the layout its backend multiplies with; it may be quantised. Shape [out, in]."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds."""
+
+
+class Rotation(Protocol):
+    """Cosines and sines of one step's positions, made by `rotations`."""
+
+
+class Seen(Protocol):
+    """What one layer of a step may look at: each sequence's keys and values, and who sees which."""
+
+
+class Operation(Generic[P, R]):
+    """A function with one implementation for each kind of array."""
+
+    def __init__(self, declaration: Callable[P, R]) -> None:
+        self.__doc__, self.__name__ = declaration.__doc__, declaration.__name__
+        self.__wrapped__ = declaration
+        self._kinds: dict[type, Callable[..., Any]] = {}
+
+    def register(self, kind: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Return a decorator that makes its function the implementation for arrays of exactly this type."""
+
+        def add(implementation: Callable[..., Any]) -> Callable[..., Any]:
+            self._kinds[kind] = implementation
+            return implementation
+
+        return add
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the implementation for the first argument's type. Raises TypeError if there is none."""
+        try:
+            implementation = self._kinds[type(args[0])]
+        except KeyError:
+            raise TypeError(f"{self.__name__} has no implementation for {type(args[0]).__name__}") from None
+        return implementation(*args, **kwargs)  # type: ignore[no-any-return]
+
+
+@Operation
+def embed(tokens: Array, table: Matrix) -> Array:
+    """Return the rows of table at tokens. tokens: [T] int32; table: [V, D]; result: [T, D]."""
+
+
+@Operation
+def linear(x: Array, weight: Matrix, bias: Array | None = None) -> Array:
+    """Return x · weightᵀ + bias. x: [T, in]; weight: [out, in]; bias: [out]; result: [T, out]."""
+
+
+@Operation
+def project(x: Array, *parts: tuple[Matrix, Array | None]) -> tuple[Array, ...]:
+    """Return `linear` of one input for several (weight, bias), as one product where the backend can: q, k and v."""
+
+
+@Operation
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """Return weight · x / sqrt(mean(x²) + eps) over the last dimension. Source: arXiv:1910.07467, section 4."""
+
+
+@Operation
+def gated_mlp(x: Array, gate: Matrix, up: Matrix, down: Matrix) -> Array:
+    """Return down(silu(gate(x)) · up(x)). x: [T, D]. Source: GLU Variants Improve Transformer, arXiv:2002.05202."""
+
+
+@Operation
+def rotations(positions: Array, table: RopeTable) -> Rotation:
+    """Return the cosines and sines of positions, [T] int32, counted from the start of each sequence."""
+
+
+@Operation
+def rope(x: Array, rotation: Rotation) -> Array:
+    """Return x with each head's pairs turned by its token's position. x: [T, heads, E].
+
+    Dimensions beyond the table's size pass through. Source: RoFormer, arXiv:2104.09864, section 3.4.2.
+    """
+
+
+@Operation
+def attend(q: Array, seen: Seen, *, scale: float) -> Array:
+    """Return softmax(scale · q·kᵀ + mask) · v for each head, over what `LayerCache.extend` returned.
+
+    q: [T, H, E]; query head h reads key/value head h // (H / K); result: [T, H · value size]. Softmax in float32.
+    """

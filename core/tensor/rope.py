@@ -1,0 +1,197 @@
+"""Rotary position embeddings: the frequencies of a head's pairs and the ways to stretch them to longer contexts.
+
+Sources: RoFormer, arXiv:2104.09864, section 3; YaRN, arXiv:2309.00071, section 3; the llama3 rule as published in the
+`rope_scaling` of Llama 3.1's config.json.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import BadModel
+from ..keys import Keys
+
+Pairing = Literal["interleaved", "split"]  # which dimensions turn together: (2k, 2k+1), or (k, k + n/2)
+
+
+class Scaling(Protocol):
+    """A rule that stretches the frequencies of unscaled pairs."""
+
+    @property
+    def magnitude(self) -> float:
+        """What cosines and sines are multiplied with."""
+
+    def apply(self, theta: npt.NDArray[np.float64], base: float) -> npt.NDArray[np.float64]:
+        """Return the scaled frequencies. theta: [n/2] radians a position."""
+
+
+@dataclass(frozen=True)
+class NoScaling:
+    """The frequencies as they are."""
+
+    magnitude: float = 1.0
+
+    def apply(self, theta: npt.NDArray[np.float64], base: float) -> npt.NDArray[np.float64]:
+        """Return theta."""
+        return theta
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Positions divided by a factor (position interpolation, arXiv:2306.15595)."""
+
+    factor: float
+    magnitude: float = 1.0
+
+    def apply(self, theta: npt.NDArray[np.float64], base: float) -> npt.NDArray[np.float64]:
+        """Return theta / factor."""
+        return theta / self.factor
+
+
+@dataclass(frozen=True)
+class Llama3:
+    """Long wavelengths divided by a factor, short ones left, a linear blend between."""
+
+    factor: float
+    low: float
+    high: float
+    original: int  # context length before stretching
+    magnitude: float = 1.0
+
+    def apply(self, theta: npt.NDArray[np.float64], base: float) -> npt.NDArray[np.float64]:
+        """Return theta with each pair divided according to its wavelength."""
+        turns = self.original * theta / (2 * np.pi)  # full turns within the original context
+        if self.low == self.high:  # no band between: blending would divide by zero
+            keep = (turns > self.high).astype(np.float64)
+        else:
+            keep = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
+        return theta * (keep + (1.0 - keep) / self.factor)
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """Slow pairs interpolated, fast ones left, a ramp between; logits sharpened by the magnitude."""
+
+    factor: float
+    original: int
+    magnitude: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+    def apply(self, theta: npt.NDArray[np.float64], base: float) -> npt.NDArray[np.float64]:
+        """Return theta blended with theta / factor along the ramp."""
+        n = 2 * len(theta)
+
+        def pair(turns: float) -> float:  # the (fractional) pair that makes this many turns in the original context
+            return n * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+        low = max(0, math.floor(pair(self.beta_fast)))
+        high = min(n - 1, math.ceil(pair(self.beta_slow)))
+        keep = 1.0 - np.clip((np.arange(n // 2) - low) / max(0.001, high - low), 0.0, 1.0)
+        return theta * (keep + (1.0 - keep) / self.factor)
+
+
+@dataclass(frozen=True)
+class RopeTable:
+    """What `rotations` needs: n/2 frequencies, the pairing and the magnitude."""
+
+    frequencies: npt.NDArray[np.float32]  # [n/2] radians a position
+    pairing: Pairing
+    magnitude: float
+
+
+def rope_table(
+    size: int,
+    *,
+    base: float,
+    pairing: Pairing,
+    scaling: Scaling | None = None,
+    divisors: Any = None,
+) -> RopeTable:
+    """Return the table for heads whose first size dimensions turn.
+
+    divisors: [size/2] float32, the ready-made scaling that GGUF files carry as `rope_freqs.weight`, instead of scaling.
+    Raises BadModel if size is odd or a divisor is not positive.
+    """
+    if size % 2:
+        raise BadModel(f"rotary embeddings turn pairs of dimensions, and {size} is odd")
+    given = None if divisors is None else np.asarray(divisors, np.float64)
+    theta = base ** (-np.arange(0, size, 2, dtype=np.float64) / size)
+    scaling = scaling or NoScaling()
+    if given is None:
+        theta = scaling.apply(theta, base)
+    elif not (np.isfinite(given).all() and (given > 0).all()):
+        raise BadModel("rope_freqs.weight holds a divisor that is not a positive number")
+    else:
+        theta = theta / given
+    return RopeTable(theta.astype(np.float32), pairing, scaling.magnitude)
+
+
+def scaling_from_gguf(keys: Keys) -> Scaling:
+    """Return the rule that `rope.scaling.*` describes. Raises BadModel for a rule that has no meaning here."""
+    kind = keys.text("rope.scaling.type", "none", allowed=("none", "linear", "yarn"))
+    if kind == "none":
+        return NoScaling()
+    factor = keys.number("rope.scaling.factor", low=1e-6, high=1e6)
+    if kind == "linear":
+        return Linear(factor)
+    original = keys.integer("rope.scaling.original_context_length", keys.integer("context_length"))
+    stretch = 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+    return Yarn(
+        factor,
+        original,
+        magnitude=keys.number("rope.scaling.attn_factor", 1.0) * stretch,
+        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0, low=1e-3),
+        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0, low=1e-3),
+    )
+
+
+def scaling_from_hf(keys: Keys) -> Scaling:
+    """Return the rule that a config.json's `rope_scaling` (or newer `rope_parameters`) describes."""
+    rule = keys.section("rope_scaling") or keys.section("rope_parameters")
+    if rule is None:
+        return NoScaling()
+    name = "rope_type" if "rope_type" in rule else "type"  # the older spelling
+    kind = rule.text(name, "default", allowed=("default", "linear", "llama3", "yarn"))
+    if kind == "default":
+        return NoScaling()
+    factor = rule.number("factor", low=1e-6, high=1e6)
+    if kind == "linear":
+        return Linear(factor)
+    original = rule.integer("original_max_position_embeddings", keys.integer("max_position_embeddings"))
+    if kind == "llama3":
+        low = rule.number("low_freq_factor", low=0.0)
+        return Llama3(factor, low, rule.number("high_freq_factor", low=low), original)
+    return Yarn(
+        factor,
+        original,
+        magnitude=_yarn_magnitude(rule, factor),
+        beta_fast=rule.number("beta_fast", 32.0, low=1e-3),
+        beta_slow=rule.number("beta_slow", 1.0, low=1e-3),
+    )
+
+
+def _yarn_magnitude(rule: Keys, factor: float) -> float:
+    """Return the factor on cosines and sines: given outright, as a ratio of two scales, or by the paper's formula."""
+
+    def sharpen(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+
+    if "attention_factor" in rule:
+        return rule.number("attention_factor", low=0.0)
+    if "mscale" in rule and "mscale_all_dim" in rule:
+        return sharpen(rule.number("mscale")) / sharpen(rule.number("mscale_all_dim"))
+    return sharpen(1.0)
+
+
+def rope_base_from_hf(keys: Keys, default: float = 10000.0) -> float:
+    """Return the base of the frequencies, which newer configs nest in `rope_parameters`."""
+    nested = keys.section("rope_parameters")
+    if nested is not None and "rope_theta" in nested:
+        return nested.number("rope_theta", low=1.0001)
+    return keys.number("rope_theta", default, low=1.0001)

@@ -1,0 +1,158 @@
+"""Mistral text decoders from checkpoints; converted to GGUF they call themselves llama.
+
+Source: Mistral 7B, arXiv:2310.06825, section 2: grouped queries and, in the first release, a sliding window.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..core.plugin import (
+    Architecture,
+    Array,
+    CacheLayer,
+    Causal,
+    Keys,
+    LayerCache,
+    Matrix,
+    Module,
+    Step,
+    Window,
+    hookimpl,
+    layers,
+    tensor,
+)
+from ..core.tensor import (
+    Rotation,
+    Scaling,
+    attend,
+    embed,
+    gated_mlp,
+    linear,
+    project,
+    rms_norm,
+    rope,
+    rope_base_from_hf,
+    rope_table,
+    rotations,
+    scaling_from_hf,
+)
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The sizes of one model."""
+
+    layers: int
+    hidden: int  # D
+    inner: int  # width of the gated MLP
+    heads: int  # H
+    kv_heads: int  # K
+    head_size: int  # E
+    vocabulary: int  # V
+    context_length: int
+    eps: float
+    rope_base: float
+    scaling: Scaling
+    window: int | None  # tokens a token sees; None: all
+
+    @property
+    def queries(self) -> int:
+        """H * E."""
+        return self.heads * self.head_size
+
+    @property
+    def keys(self) -> int:
+        """K * E."""
+        return self.kv_heads * self.head_size
+
+    @classmethod
+    def from_hf(cls, keys: Keys) -> Config:
+        """Read config.json."""
+        keys.text("hidden_act", "silu", allowed=("silu",))
+        heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
+        head_size = keys.integer("head_dim", hidden // heads)
+        return cls(
+            layers=keys.integer("num_hidden_layers"),
+            hidden=hidden,
+            inner=keys.integer("intermediate_size"),
+            heads=heads,
+            kv_heads=keys.divisor("num_key_value_heads", of=heads),
+            head_size=head_size,
+            vocabulary=keys.integer("vocab_size"),
+            context_length=keys.integer("max_position_embeddings", 2048),
+            eps=keys.number("rms_norm_eps", 1e-6, low=0.0, high=1.0),
+            rope_base=rope_base_from_hf(keys),
+            scaling=scaling_from_hf(keys),
+            window=keys.integer("sliding_window") if "sliding_window" in keys else None,
+        )
+
+
+class Block(Module):
+    """One layer: attention and a gated MLP, each behind a norm and beside a residual."""
+
+    config: Config
+    attention_norm: Array = tensor("hidden", gguf="attn_norm.weight", hf="input_layernorm.weight")
+    q: Matrix = tensor("queries", "hidden", gguf="attn_q.weight", hf="self_attn.q_proj.weight")
+    k: Matrix = tensor("keys", "hidden", gguf="attn_k.weight", hf="self_attn.k_proj.weight")
+    v: Matrix = tensor("keys", "hidden", gguf="attn_v.weight", hf="self_attn.v_proj.weight")
+    out: Matrix = tensor("hidden", "queries", gguf="attn_output.weight", hf="self_attn.o_proj.weight")
+    mlp_norm: Array = tensor("hidden", gguf="ffn_norm.weight", hf="post_attention_layernorm.weight")
+    gate: Matrix = tensor("inner", "hidden", gguf="ffn_gate.weight", hf="mlp.gate_proj.weight")
+    up: Matrix = tensor("inner", "hidden", gguf="ffn_up.weight", hf="mlp.up_proj.weight")
+    down: Matrix = tensor("hidden", "inner", gguf="ffn_down.weight", hf="mlp.down_proj.weight")
+
+    def forward(self, x: Array, turn: Rotation, cache: LayerCache) -> Array:  # [T, D] -> [T, D]
+        """Return x after this layer."""
+        x = x + self.attention(rms_norm(x, self.attention_norm, self.config.eps), turn, cache)
+        return x + gated_mlp(rms_norm(x, self.mlp_norm, self.config.eps), self.gate, self.up, self.down)
+
+    def attention(self, x: Array, turn: Rotation, cache: LayerCache) -> Array:  # [T, D] -> [T, D]
+        """Return what attention adds."""
+        size = self.config.head_size
+        q, k, v = project(x, (self.q, None), (self.k, None), (self.v, None))
+        q = rope(q.reshape(-1, self.config.heads, size), turn)  # [T, H, E]
+        k = rope(k.reshape(-1, self.config.kv_heads, size), turn)  # [T, K, E]
+        seen = cache.extend(k, v.reshape(-1, self.config.kv_heads, size))
+        return linear(attend(q, seen, scale=size**-0.5), self.out)
+
+
+class Mistral(Module):
+    """The decoder."""
+
+    config: Config
+    embedding: Matrix = tensor("vocabulary", "hidden", gguf="token_embd.weight", hf="model.embed_tokens.weight")
+    blocks: list[Block] = layers(Block, count="layers", gguf="blk.{}.", hf="model.layers.{}.")
+    norm: Array = tensor("hidden", gguf="output_norm.weight", hf="model.norm.weight")
+    output: Matrix = tensor("vocabulary", "hidden", gguf="output.weight", hf="lm_head.weight", tied="embedding")
+
+    def ready(self) -> None:
+        """Compute the frequencies of the pairs, which checkpoints keep half a head apart."""
+        c = self.config
+        self.table = rope_table(c.head_size, base=c.rope_base, pairing="split", scaling=c.scaling)
+
+    def embed(self, tokens: Array) -> Array:  # [T] -> [T, D]
+        """Return the embeddings of tokens."""
+        return embed(tokens, self.embedding)
+
+    def forward(self, x: Array, step: Step) -> Array:  # [T, D] -> [T, D]
+        """Return what leaves the last block."""
+        turn = rotations(step.positions, self.table)
+        for block, cache in zip(self.blocks, step.cache, strict=True):
+            x = block.forward(x, turn, cache)
+        return x
+
+    def logits(self, x: Array) -> Array:  # [N, D] -> [N, V]
+        """Return the logits of chosen rows."""
+        return linear(rms_norm(x, self.norm, self.config.eps), self.output)
+
+
+def cache_layout(config: Config) -> list[CacheLayer]:
+    """Return what each layer keeps: keys and values, seen by all that follow or by those within the window."""
+    kind = Causal() if config.window is None else Window(config.window)
+    return [CacheLayer(config.kv_heads, config.head_size, config.head_size, kind)] * config.layers
+
+
+@hookimpl
+def architectures() -> list[Architecture]:
+    """Return the architecture of this file."""
+    return [Architecture(hf=("MistralForCausalLM",), config=Config, model=Mistral, cache=cache_layout)]

@@ -1,0 +1,200 @@
+"""Qwen 2 and 2.5 text decoders.
+
+Source: Qwen2 Technical Report, arXiv:2407.10671, section 2.2: biases on query, key and value, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..core.plugin import (
+    Architecture,
+    Array,
+    CacheLayer,
+    Causal,
+    Keys,
+    LayerCache,
+    Matrix,
+    Module,
+    Step,
+    Window,
+    hookimpl,
+    layers,
+    tensor,
+)
+from ..core.tensor import (
+    Rotation,
+    Scaling,
+    attend,
+    embed,
+    gated_mlp,
+    linear,
+    project,
+    rms_norm,
+    rope,
+    rope_base_from_hf,
+    rope_table,
+    rotations,
+    scaling_from_gguf,
+    scaling_from_hf,
+)
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The sizes of one model."""
+
+    layers: int
+    hidden: int  # D
+    inner: int  # width of the gated MLP
+    heads: int  # H
+    kv_heads: int  # K
+    head_size: int  # E
+    vocabulary: int  # V
+    context_length: int
+    eps: float
+    rope_base: float
+    scaling: Scaling
+    windows: tuple[int | None, ...]  # of each layer: tokens a token sees; None: all
+
+    @property
+    def queries(self) -> int:
+        """H * E."""
+        return self.heads * self.head_size
+
+    @property
+    def keys(self) -> int:
+        """K * E."""
+        return self.kv_heads * self.head_size
+
+    @classmethod
+    def from_gguf(cls, keys: Keys) -> Config:
+        """Read `qwen2.*`. These files have no key for a window: every layer sees everything."""
+        heads, hidden = keys.integer("attention.head_count"), keys.integer("embedding_length")
+        head_size = keys.integer("attention.key_length", hidden // heads)
+        keys.integer("attention.value_length", head_size, low=head_size, high=head_size)
+        keys.integer("rope.dimension_count", head_size, low=head_size, high=head_size)
+        count = keys.integer("block_count")
+        return cls(
+            layers=count,
+            hidden=hidden,
+            inner=keys.integer("feed_forward_length"),
+            heads=heads,
+            kv_heads=keys.divisor("attention.head_count_kv", of=heads),
+            head_size=head_size,
+            vocabulary=keys.integer("vocab_size", len(keys.list("tokenizer.ggml.tokens")) or None),
+            context_length=keys.integer("context_length"),
+            eps=keys.number("attention.layer_norm_rms_epsilon", low=0.0, high=1.0),
+            rope_base=keys.number("rope.freq_base", 10000.0, low=1.0001),
+            scaling=scaling_from_gguf(keys),
+            windows=(None,) * count,
+        )
+
+    @classmethod
+    def from_hf(cls, keys: Keys) -> Config:
+        """Read config.json."""
+        keys.text("hidden_act", "silu", allowed=("silu",))
+        heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
+        head_size = keys.integer("head_dim", hidden // heads)
+        count = keys.integer("num_hidden_layers")
+        return cls(
+            layers=count,
+            hidden=hidden,
+            inner=keys.integer("intermediate_size"),
+            heads=heads,
+            kv_heads=keys.divisor("num_key_value_heads", of=heads),
+            head_size=head_size,
+            vocabulary=keys.integer("vocab_size"),
+            context_length=keys.integer("max_position_embeddings", 2048),
+            eps=keys.number("rms_norm_eps", 1e-6, low=0.0, high=1.0),
+            rope_base=rope_base_from_hf(keys),
+            scaling=scaling_from_hf(keys),
+            windows=_windows(keys, count),
+        )
+
+
+def _windows(keys: Keys, count: int) -> tuple[int | None, ...]:
+    """Return each layer's window. By the config's older rule only layers from `max_window_layers` on have one."""
+    size = keys.integer("sliding_window") if keys.flag("use_sliding_window", False) else None
+    kinds = keys.list("layer_types") or [
+        "sliding_attention" if i >= keys.integer("max_window_layers", 28, low=0) else "full_attention"
+        for i in range(count)
+    ]
+    if len(kinds) != count:
+        raise keys.wrong("layer_types", f"a list of {count} entries, one for each layer")
+    return tuple(size if kind == "sliding_attention" else None for kind in kinds)
+
+
+class Block(Module):
+    """One layer: attention and a gated MLP, each behind a norm and beside a residual."""
+
+    config: Config
+    attention_norm: Array = tensor("hidden", gguf="attn_norm.weight", hf="input_layernorm.weight")
+    q: Matrix = tensor("queries", "hidden", gguf="attn_q.weight", hf="self_attn.q_proj.weight")
+    k: Matrix = tensor("keys", "hidden", gguf="attn_k.weight", hf="self_attn.k_proj.weight")
+    v: Matrix = tensor("keys", "hidden", gguf="attn_v.weight", hf="self_attn.v_proj.weight")
+    q_bias: Array = tensor("queries", gguf="attn_q.bias", hf="self_attn.q_proj.bias")
+    k_bias: Array = tensor("keys", gguf="attn_k.bias", hf="self_attn.k_proj.bias")
+    v_bias: Array = tensor("keys", gguf="attn_v.bias", hf="self_attn.v_proj.bias")
+    out: Matrix = tensor("hidden", "queries", gguf="attn_output.weight", hf="self_attn.o_proj.weight")
+    mlp_norm: Array = tensor("hidden", gguf="ffn_norm.weight", hf="post_attention_layernorm.weight")
+    gate: Matrix = tensor("inner", "hidden", gguf="ffn_gate.weight", hf="mlp.gate_proj.weight")
+    up: Matrix = tensor("inner", "hidden", gguf="ffn_up.weight", hf="mlp.up_proj.weight")
+    down: Matrix = tensor("hidden", "inner", gguf="ffn_down.weight", hf="mlp.down_proj.weight")
+
+    def forward(self, x: Array, turn: Rotation, cache: LayerCache) -> Array:  # [T, D] -> [T, D]
+        """Return x after this layer."""
+        x = x + self.attention(rms_norm(x, self.attention_norm, self.config.eps), turn, cache)
+        return x + gated_mlp(rms_norm(x, self.mlp_norm, self.config.eps), self.gate, self.up, self.down)
+
+    def attention(self, x: Array, turn: Rotation, cache: LayerCache) -> Array:  # [T, D] -> [T, D]
+        """Return what attention adds."""
+        size = self.config.head_size
+        q, k, v = project(x, (self.q, self.q_bias), (self.k, self.k_bias), (self.v, self.v_bias))
+        q = rope(q.reshape(-1, self.config.heads, size), turn)  # [T, H, E]
+        k = rope(k.reshape(-1, self.config.kv_heads, size), turn)  # [T, K, E]
+        seen = cache.extend(k, v.reshape(-1, self.config.kv_heads, size))
+        return linear(attend(q, seen, scale=size**-0.5), self.out)
+
+
+class Qwen2(Module):
+    """The decoder."""
+
+    config: Config
+    embedding: Matrix = tensor("vocabulary", "hidden", gguf="token_embd.weight", hf="model.embed_tokens.weight")
+    blocks: list[Block] = layers(Block, count="layers", gguf="blk.{}.", hf="model.layers.{}.")
+    norm: Array = tensor("hidden", gguf="output_norm.weight", hf="model.norm.weight")
+    output: Matrix = tensor("vocabulary", "hidden", gguf="output.weight", hf="lm_head.weight", tied="embedding")
+
+    def ready(self) -> None:
+        """Compute the frequencies of the pairs, which checkpoints keep half a head apart."""
+        c = self.config
+        self.table = rope_table(c.head_size, base=c.rope_base, pairing="split", scaling=c.scaling)
+
+    def embed(self, tokens: Array) -> Array:  # [T] -> [T, D]
+        """Return the embeddings of tokens."""
+        return embed(tokens, self.embedding)
+
+    def forward(self, x: Array, step: Step) -> Array:  # [T, D] -> [T, D]
+        """Return what leaves the last block."""
+        turn = rotations(step.positions, self.table)
+        for block, cache in zip(self.blocks, step.cache, strict=True):
+            x = block.forward(x, turn, cache)
+        return x
+
+    def logits(self, x: Array) -> Array:  # [N, D] -> [N, V]
+        """Return the logits of chosen rows."""
+        return linear(rms_norm(x, self.norm, self.config.eps), self.output)
+
+
+def cache_layout(config: Config) -> list[CacheLayer]:
+    """Return what each layer keeps: keys and values, seen by all that follow or by those within its window."""
+    return [
+        CacheLayer(config.kv_heads, config.head_size, config.head_size, Window(size) if size else Causal())
+        for size in config.windows
+    ]
+
+
+@hookimpl
+def architectures() -> list[Architecture]:
+    """Return the architecture of this file."""
+    return [Architecture(gguf=("qwen2",), hf=("Qwen2ForCausalLM",), config=Config, model=Qwen2, cache=cache_layout)]
