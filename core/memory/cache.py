@@ -1,0 +1,103 @@
+"""The key/value cache of running sequences on the CPU, and the step's view of it.
+
+Each sequence owns one growing run of positions a layer. Growth is geometric, so a reply costs a handful of copies, and
+never passes what the sequence's context may hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..plugin import CacheLayer, Window
+from ..tensor.cpu import CpuSeen, CpuSpan
+
+Floats = npt.NDArray[np.float32]
+ElementType = Literal["f16", "f32"]
+
+FIRST = 64  # positions that a new sequence has room for
+
+
+class SequenceCache:
+    """What one sequence holds: `length` positions in every layer."""
+
+    def __init__(self, layout: Sequence[CacheLayer], capacity: int, element: ElementType) -> None:
+        self.length = 0
+        self._limit, self._room = capacity, 0
+        self._dtype: Any = np.float32 if element == "f32" else np.float16
+        self._stored = [(layer.heads, layer.key_size, layer.value_size) for layer in layout]
+        self._keys: list[npt.NDArray[Any]] = [np.empty((0, K, E), self._dtype) for K, E, _ in self._stored]
+        self._values: list[npt.NDArray[Any]] = [np.empty((0, K, F), self._dtype) for K, _, F in self._stored]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated now."""
+        return sum(array.nbytes for array in (*self._keys, *self._values))
+
+    def reserve(self, positions: int) -> None:
+        """Make room for that many positions; the caller keeps within the sequence's context."""
+        assert positions <= self._limit, (positions, self._limit)
+        if positions <= self._room:
+            return
+        self._room = min(self._limit, max(FIRST, positions, 2 * self._room))
+        self._keys = [self._grown(array) for array in self._keys]
+        self._values = [self._grown(array) for array in self._values]
+
+    def clear(self) -> None:
+        """Forget every position and keep the room."""
+        self.length = 0
+
+    def store(self, layer: int, k: Floats, v: Floats) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Write rows behind the current length and return the layer's keys and values up to and with them.
+
+        float16 comes back as its bits, which is what the kernels read.
+        """
+        end = self.length + len(k)
+        keys, values = self._keys[layer], self._values[layer]
+        keys[self.length : end], values[self.length : end] = k, v
+        if self._dtype is np.float16:
+            return keys[:end].view(np.uint16), values[:end].view(np.uint16)
+        return keys[:end], values[:end]
+
+    def _grown(self, old: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        new = np.empty((self._room, *old.shape[1:]), self._dtype)
+        new[: self.length] = old[: self.length]
+        return new
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One sequence's share of a step: rows start..stop of the batch."""
+
+    cache: SequenceCache
+    start: int
+    stop: int
+
+
+class StepLayer:
+    """One layer's cache for the sequences of one step (`puna.core.plugin.LayerCache`)."""
+
+    def __init__(self, layer: int, declared: CacheLayer, rows: Sequence[Rows]) -> None:
+        self._layer, self._declared, self._rows = layer, declared, rows
+
+    def extend(self, k: Floats, v: Floats) -> CpuSeen:
+        """Store the step's keys and values, [T, K, E] each, and return what each row may look at."""
+        spans = []
+        for part in self._rows:
+            keys, values = part.cache.store(self._layer, k[part.start : part.stop], v[part.start : part.stop])
+            spans.append(CpuSpan(part.start, part.stop, part.cache.length, keys, values))
+        kind = self._declared.kind
+        return CpuSeen(tuple(spans), kind.size if isinstance(kind, Window) else 0)
+
+
+class StepView:
+    """What one forward pass works on (`puna.core.plugin.Step`)."""
+
+    def __init__(self, layout: Sequence[CacheLayer], rows: Sequence[Rows]) -> None:
+        spans = [np.arange(r.cache.length, r.cache.length + r.stop - r.start, dtype=np.int32) for r in rows]
+        self.positions: npt.NDArray[np.int32] = np.concatenate(spans)
+        self.cache = [StepLayer(i, declared, rows) for i, declared in enumerate(layout)]

@@ -1,0 +1,176 @@
+"""The operations on numpy arrays, and how weights are kept for them: as they lie in the file, memory-mapped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import BadModel
+from . import ops
+from .blocks import BlockFormat, by_name
+from .decode import KINDS, decode_tensor
+from .kernels import attend_rows, few_rows_product, gather_rows, widen_rows
+from .rope import RopeTable
+from .source import TensorInfo, WeightSource
+
+Floats = npt.NDArray[np.float32]
+
+FEW = 8  # columns up to which decoding each weight row once beats widening a tile for the matrix library
+TILE_ROWS = 1024  # weight rows widened for one call of the matrix library: 8 MB at 2,048 columns stays near the cache
+
+
+@dataclass(frozen=True)
+class CpuMatrix:
+    """A weight [out, in] in its file's block format."""
+
+    format: BlockFormat
+    data: npt.NDArray[np.uint8]  # [out, row bytes]
+    shape: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the product has to read."""
+        return int(self.data.nbytes)
+
+
+class CpuLoader:
+    """Hands tensors to the CPU's operations without copying what the kernels can read in place."""
+
+    def matrix(self, source: WeightSource, info: TensorInfo) -> CpuMatrix:
+        """Return a [out, in] weight. Formats without a kernel of their own are widened to float32 once."""
+        if len(info.shape) != 2:
+            raise BadModel(f"{info.name} has {len(info.shape)} dimensions, expected 2")
+        shape = (info.shape[0], info.shape[1])
+        if info.format.id in KINDS:
+            return CpuMatrix(info.format, source.raw(info.name), shape)
+        wide = np.ascontiguousarray(decode_tensor(source.raw(info.name), info.format, info.shape))
+        return CpuMatrix(by_name("F32"), wide.view(np.uint8).reshape(shape[0], -1), shape)
+
+    def array(self, source: WeightSource, info: TensorInfo) -> Floats:
+        """Return a small tensor as float32, in memory of its own."""
+        return decode_tensor(source.raw(info.name), info.format, info.shape)
+
+
+@ops.embed.register(np.ndarray)
+def embed(tokens: npt.NDArray[np.int32], table: CpuMatrix) -> Floats:
+    """Return the rows of table at tokens, [T, D] float32."""
+    assert tokens.size == 0 or (tokens.min() >= 0 and tokens.max() < table.shape[0]), "a token outside the table"
+    out = np.empty((len(tokens), table.shape[1]), np.float32)
+    gather_rows(table.format.id, table.data, tokens, out)
+    return out
+
+
+@ops.linear.register(np.ndarray)
+def linear(x: Floats, weight: CpuMatrix, bias: Floats | None = None) -> Floats:
+    """Return x · weightᵀ + bias, [T, out] float32; the weight is widened to float32 exactly."""
+    assert x.shape[1] == weight.shape[1], (x.shape, weight.shape)
+    x = np.ascontiguousarray(x)
+    out = np.empty((len(x), weight.shape[0]), np.float32)
+    if len(x) <= FEW:
+        few_rows_product(weight.format.id, weight.data, x, out)
+    else:
+        _many_rows_product(weight, x, out)
+    if bias is not None:
+        out += bias
+    return out
+
+
+def _many_rows_product(weight: CpuMatrix, x: Floats, out: Floats) -> None:
+    tile = np.empty((min(TILE_ROWS, weight.shape[0]), weight.shape[1]), np.float32)
+    for first in range(0, weight.shape[0], TILE_ROWS):
+        rows = tile[: weight.shape[0] - first]
+        widen_rows(weight.format.id, weight.data, first, rows)
+        np.matmul(x, rows.T, out=out[:, first : first + len(rows)])
+
+
+@ops.project.register(np.ndarray)
+def project(x: Floats, *parts: tuple[CpuMatrix, Floats | None]) -> tuple[Floats, ...]:
+    """Return the product with each weight, plus its bias."""
+    return tuple(linear(x, weight, bias) for weight, bias in parts)
+
+
+@ops.rms_norm.register(np.ndarray)
+def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
+    """Return x scaled to unit root mean square over the last dimension, times weight."""
+    mean = np.einsum("...d,...d->...", x, x)[..., None] / np.float32(x.shape[-1])
+    y: Floats = x * (np.float32(1) / np.sqrt(mean + np.float32(eps))) * weight
+    return y
+
+
+@ops.gated_mlp.register(np.ndarray)
+def gated_mlp(x: Floats, gate: CpuMatrix, up: CpuMatrix, down: CpuMatrix) -> Floats:
+    """Return down(silu(gate(x)) · up(x))."""
+    inner: Floats = linear(x, gate)
+    inner = inner * _sigmoid(inner) * linear(x, up)
+    y: Floats = linear(inner, down)
+    return y
+
+
+def _sigmoid(x: Floats) -> Floats:
+    """Return 1 / (1 + exp(-x)), without an overflow for any x."""
+    y: Floats = np.float32(0.5) * np.tanh(np.float32(0.5) * x) + np.float32(0.5)
+    return y
+
+
+@dataclass(frozen=True)
+class CpuRotation:
+    """cos, sin: [T, 1, n/2] float32, ready to be broadcast over heads."""
+
+    cos: Floats
+    sin: Floats
+    table: RopeTable
+
+
+@ops.rotations.register(np.ndarray)
+def rotations(positions: npt.NDArray[np.int32], table: RopeTable) -> CpuRotation:
+    """Return the turn of each position, computed in float32 as the references do."""
+    angles = (positions.astype(np.float32)[:, None] * table.frequencies)[:, None, :]
+    magnitude = np.float32(table.magnitude)
+    return CpuRotation(np.cos(angles) * magnitude, np.sin(angles) * magnitude, table)
+
+
+@ops.rope.register(np.ndarray)
+def rope(x: Floats, rotation: CpuRotation) -> Floats:
+    """Return x, [T, heads, E], with its first n dimensions turned."""
+    half = rotation.cos.shape[-1]
+    if rotation.table.pairing == "split":
+        first, second = slice(0, half), slice(half, 2 * half)
+    else:
+        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    out = np.empty_like(x)
+    out[..., first] = x[..., first] * rotation.cos - x[..., second] * rotation.sin
+    out[..., second] = x[..., second] * rotation.cos + x[..., first] * rotation.sin
+    out[..., 2 * half :] = x[..., 2 * half :]
+    return out
+
+
+@dataclass(frozen=True)
+class CpuSpan:
+    """One sequence's part of a step: rows start..stop of the batch, the first of them at position `first`."""
+
+    start: int
+    stop: int
+    first: int
+    keys: npt.NDArray[np.generic]  # [positions, K, E]: float32, or uint16 that holds the bits of float16
+    values: npt.NDArray[np.generic]  # [positions, K, F]
+
+
+@dataclass(frozen=True)
+class CpuSeen:
+    """What one layer of a step may look at."""
+
+    spans: tuple[CpuSpan, ...]
+    window: int  # 0: everything before
+
+
+@ops.attend.register(np.ndarray)
+def attend(q: Floats, seen: CpuSeen, *, scale: float) -> Floats:
+    """Return each row's mixture of values, [T, H · F] float32."""
+    T, H, _ = q.shape
+    out = np.empty((T, H, seen.spans[0].values.shape[2]), np.float32)
+    for span in seen.spans:
+        rows = slice(span.start, span.stop)
+        attend_rows(q[rows], span.keys, span.values, span.first, seen.window, np.float32(scale), out[rows])
+    return out.reshape(T, -1)

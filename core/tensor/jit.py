@@ -1,0 +1,51 @@
+"""How kernels are compiled: by numba, for this processor, cached on disk, without the GIL.
+
+numba keys its cache by the file of the kernel itself and does not notice a changed helper in another file, so the
+cache lives in a folder named by a hash of every source of this package, the versions and the processor's features.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+from numba.core import config
+
+from ..settings import read_setting
+
+# Named one by one: bare fastmath would also make isnan(x) and x == -inf false, and masks hold -inf.
+FAST = {"reassoc", "contract", "arcp", "nsz"}
+
+
+def cache_folder() -> Path:
+    """Return where this build's compiled kernels belong on this machine."""
+    state = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        state.update(source.name.encode() + b"\0" + source.read_bytes())
+    for fact in (sys.version, version("numba"), version("llvmlite"), version("numpy")):
+        state.update(fact.encode() + b"\0")
+    state.update(llvm.get_host_cpu_name().encode() + llvm.get_host_cpu_features().flatten().encode())
+    return Path(read_setting("kernel_cache")) / state.hexdigest()[:16]
+
+
+def _prepare() -> None:
+    """Point numba at our cache folder and make TBB, which the wheel puts where the loader does not look, available."""
+    if not os.environ.get("NUMBA_CACHE_DIR"):
+        config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
+    library = Path(sys.prefix) / "lib" / "libtbb.so.12"
+    if library.exists():
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+
+_prepare()
+
+kernel: Callable[..., Any] = partial(numba.njit, cache=True, nogil=True)
