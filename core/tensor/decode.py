@@ -36,10 +36,7 @@ from .lanes import (
     u16,
     u16x16,
     u32,
-    widen,
 )
-
-__all__ = ["KINDS", "decode_block", "decode_blocks", "decode_rows", "decode_tensor", "widen"]
 
 F32, F16, BF16 = (by_name(name).id for name in ("F32", "F16", "BF16"))
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 = (by_name(name).id for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"))

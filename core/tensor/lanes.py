@@ -128,7 +128,7 @@ def widen(typing: Any, value: Any) -> Any:
     if value == types.float32:
         return types.float32(value), lambda context, builder, signature, args: args[0]
     if value != types.uint16:
-        raise errors.TypingError(f"expected float32 or the bits of a float16 as uint16, got {value}")
+        raise errors.TypingError(f"expected float32, or the bits of a float16 as uint16, got {value}")
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.fpext(builder.bitcast(args[0], _HALF), _FLOAT)
