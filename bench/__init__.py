@@ -1,0 +1,1 @@
+"""Measurements: full-size models without meaning, and a comparison with llama.cpp. See README.md."""
