@@ -133,6 +133,13 @@ class _Binder:
         return None if declared.hf is None else hf + declared.hf
 
 
+def check_table(kind: type[Module]) -> None:
+    """Raise TypeError if a module class, or one below it, declares an attribute that is no tensor and no layers."""
+    for _, declared, _ in _table(kind):
+        if isinstance(declared, LayersField):
+            check_table(declared.module)
+
+
 def _table(kind: type[Module]) -> Iterator[tuple[str, TensorField | LayersField, type]]:
     """Yield each declared attribute of a module class: its name, its declaration and Matrix or Array."""
     hints = get_type_hints(kind)

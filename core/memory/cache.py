@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..plugin import CacheLayer, Window
+from ..plugin import CacheLayer, LayerCache, Window
 from ..tensor.cpu import CpuSeen, CpuSpan
 
 Floats = npt.NDArray[np.float32]
@@ -84,7 +84,7 @@ class StepLayer:
     def __init__(self, layer: int, declared: CacheLayer, rows: Sequence[Rows]) -> None:
         self._layer, self._declared, self._rows = layer, declared, rows
 
-    def extend(self, k: Floats, v: Floats) -> CpuSeen:
+    def extend(self, k: Any, v: Any) -> CpuSeen:
         """Store the step's keys and values, [T, K, E] each, and return what each row may look at."""
         spans = []
         for part in self._rows:
@@ -100,4 +100,4 @@ class StepView:
     def __init__(self, layout: Sequence[CacheLayer], rows: Sequence[Rows]) -> None:
         spans = [np.arange(r.cache.length, r.cache.length + r.stop - r.start, dtype=np.int32) for r in rows]
         self.positions: npt.NDArray[np.int32] = np.concatenate(spans)
-        self.cache = [StepLayer(i, declared, rows) for i, declared in enumerate(layout)]
+        self.cache: list[LayerCache] = [StepLayer(i, declared, rows) for i, declared in enumerate(layout)]

@@ -16,7 +16,7 @@ from ..tensor.sampling import SamplingParams
 VERSION = 1
 
 FinishReason = Literal["stop", "length", "cancelled"]
-FailureKind = Literal["bad_request", "context_too_long", "bad_model", "busy", "internal"]
+FailureKind = Literal["bad_request", "bad_model", "internal"]
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,7 +46,9 @@ class CpuLoader:
         if info.format.id in KINDS:
             return CpuMatrix(info.format, source.raw(info.name), shape)
         wide = np.ascontiguousarray(decode_tensor(source.raw(info.name), info.format, info.shape))
-        return CpuMatrix(by_name("F32"), wide.view(np.uint8).reshape(shape[0], -1), shape)
+        data = wide.view(np.uint8).reshape(shape[0], -1)
+        data.flags.writeable = False  # kernels are compiled for read-only weights, as mapped files are
+        return CpuMatrix(by_name("F32"), data, shape)
 
     def array(self, source: WeightSource, info: TensorInfo) -> Floats:
         """Return a small tensor as float32, in memory of its own."""

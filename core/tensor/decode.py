@@ -330,7 +330,9 @@ def decode_tensor(raw: npt.NDArray[np.uint8], form: BlockFormat, shape: tuple[in
         raise ValueError(f"raw is {raw.shape}, but {shape} in {form.name} takes {(rows, form.row_bytes(n))}")
     if form.id in KINDS:
         out = np.empty((rows, n), np.float32)
-        decode_rows(form.id, raw, 0, out)
+        source = raw.view()
+        source.flags.writeable = False  # as arrays of a map are: one compiled version serves both
+        decode_rows(form.id, source, 0, out)
         return out.reshape(shape)
     if form.name in _PLAIN:
         return np.frombuffer(raw.tobytes(), _PLAIN[form.name]).astype(np.float32).reshape(shape)

@@ -67,13 +67,13 @@ def read_gguf_with_splits(path: Path) -> GGUFFile:
     """Return the contents of a file and, if it is one of several splits, of its siblings. Raises as `read_gguf`."""
     file = read_gguf(path)
     count = _split_number(file, "split.count", 1)
-    if count == 1:
+    if count <= 1:
         return file
     match = _SPLIT_NAME.fullmatch(path.name)
     if not match or int(match["count"]) != count:
         raise BadFile(path, f"is one of {count} splits, but its name does not end in -00001-of-{count:05}.gguf")
     names = [f"{match['stem']}-{i + 1:05}-of-{count:05}.gguf" for i in range(count)]
-    return join_splits([_read_sibling(path.with_name(name), count) for name in names])
+    return join_splits([file if name == path.name else _read_sibling(path.with_name(name), count) for name in names])
 
 
 def _read_sibling(path: Path, count: int) -> GGUFFile:
@@ -110,8 +110,8 @@ def join_splits(files: Sequence[GGUFFile]) -> GGUFFile:
 
 def _split_number(file: GGUFFile, key: str, default: int) -> int:
     value = file.metadata.get(key, default)
-    if type(value) is not int or value < default:
-        raise BadFile(file.path, f"{key} is {value!r}; expected an integer, at least {default}")
+    if type(value) is not int or value < 0:
+        raise BadFile(file.path, f"{key} is {value!r}; expected a number that is not negative")
     return value
 
 

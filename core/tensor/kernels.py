@@ -10,8 +10,8 @@ import numpy as np
 from numba import prange
 
 from .decode import decode_rows
-from .half import widen
 from .jit import FAST, kernel
+from .lanes import widen
 
 ROWS = 32  # weight rows a thread widens at a time
 TILE = 32  # keys whose scores are held at once

@@ -26,8 +26,9 @@ class Array(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Sizes, slowest dimension first."""
 
-    def reshape(self, *shape: int) -> Array:
-        """Return the same values in another shape; one size may be -1."""
+    @property
+    def reshape(self) -> Callable[..., Any]:
+        """reshape(*shape): the same values in another shape; one size may be -1."""
 
     def __add__(self, other: Any, /) -> Array: ...
     def __mul__(self, other: Any, /) -> Array: ...

@@ -1,0 +1,138 @@
+"""The microkernel: finds plugins, owns the settings, and wires loading and scheduling together."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import cast
+
+import pluggy
+
+from .memory.cache import ElementType
+from .model import check_table
+from .plugin import Architecture, Hooks
+from .scheduler.inline import EngineOptions, InlineRunner, TextParts
+from .scheduler.models import ModelFiles, ModelLimits, Models
+from .scheduler.plan import Limits
+from .scheduler.runner import Runner
+from .settings import Settings
+from .tensor.threads import default_threads
+
+log = logging.getLogger(__name__)
+
+GROUP = "puna"  # the entry-point group
+
+
+@dataclass(frozen=True)
+class PluginReport:
+    """What became of one plugin."""
+
+    name: str
+    distribution: str  # "" for one named in PUNA_PLUGINS
+    version: str
+    architectures: tuple[Architecture, ...] = ()
+    error: str | None = None  # one line; None if it works
+    traceback: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Every architecture name it answers to."""
+        return [name for a in self.architectures for name in (*a.gguf, *a.hf)]
+
+
+def find_plugins(development: tuple[str, ...] = ()) -> list[PluginReport]:
+    """Return every plugin, working or not: the modules of `development` first, then the installed ones by name.
+
+    A plugin that cannot be imported, whose hooks fail or whose names are taken disables only itself.
+    """
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(Hooks)
+    taken: dict[str, str] = {}
+    reports = []
+    for name, distribution, version, load in _candidates(development):
+        report = _activate(manager, PluginReport(name, distribution, version), load, taken)
+        if report.error is not None:
+            log.error("plugin %s is disabled: %s", name, report.error)
+            log.debug("%s", report.traceback)
+        reports.append(report)
+    return reports
+
+
+Candidate = tuple[str, str, str, Callable[[], ModuleType]]
+
+
+def _candidates(development: tuple[str, ...]) -> Iterator[Candidate]:
+    for module in development:
+        yield module, "", "", lambda module=module: importlib.import_module(module)  # type: ignore[misc]
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("", "")
+        yield entry.name, name, version, entry.load
+
+
+def _activate(
+    manager: pluggy.PluginManager, report: PluginReport, load: Callable[[], ModuleType], taken: dict[str, str]
+) -> PluginReport:
+    """Return the report of one plugin after trying it, and note its names in taken."""
+    try:
+        module = load()
+        manager.register(module, name=report.name)
+        manager.check_pending()
+        provided = tuple(_provided(manager, module))
+        for architecture in provided:
+            check_table(architecture.model)
+        working = PluginReport(report.name, report.distribution, report.version, provided)
+        for name in working.names:
+            if name in taken:
+                raise ValueError(f"the architecture {name} is already provided by {taken[name]}")
+    except (Exception, SystemExit) as error:  # foreign code may raise anything; it must not take Puna with it
+        if manager.has_plugin(report.name):
+            manager.unregister(name=report.name)
+        line = f"{type(error).__name__}: {error}"
+        return PluginReport(report.name, report.distribution, report.version, (), line, traceback.format_exc())
+    taken.update(dict.fromkeys(working.names, report.name))
+    return working
+
+
+def _provided(manager: pluggy.PluginManager, module: ModuleType) -> Iterator[Architecture]:
+    for implementation in manager.hook.architectures.get_hookimpls():
+        if implementation.plugin is module:
+            for architecture in cast("list[Architecture]", implementation.function()):
+                if not isinstance(architecture, Architecture):
+                    raise TypeError(f"architectures() returned {architecture!r}, expected a list of Architecture")
+                yield architecture
+
+
+class Kernel:
+    """Everything below the HTTP API. Belongs to one event loop; `close` it when done."""
+
+    def __init__(self, settings: Settings, text: TextParts) -> None:
+        self.settings = settings
+        self.plugins = find_plugins(settings.plugins)
+        self.models = Models(
+            self._load,
+            ModelLimits(settings.max_loaded_models, settings.max_queue + settings.num_parallel, settings.keep_alive),
+        )
+        self._text = text
+        self._options = EngineOptions(
+            Limits(settings.num_batch, settings.num_parallel),
+            settings.num_threads or default_threads(),
+            cast("ElementType", "f32" if settings.precise else settings.kv_cache_type),
+        )
+
+    @property
+    def architectures(self) -> list[Architecture]:
+        """What the working plugins provide."""
+        return [architecture for report in self.plugins for architecture in report.architectures]
+
+    async def close(self) -> None:
+        """Unload every model."""
+        await self.models.close()
+
+    async def _load(self, model: ModelFiles) -> Runner:
+        return await asyncio.to_thread(InlineRunner, dict(model.files), self.architectures, self._text, self._options)

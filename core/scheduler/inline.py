@@ -1,0 +1,135 @@
+"""A runner inside this process: the engine's thread, bridged to asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BadModel, BadRequest, Failure, RunnerDied
+from ..memory.cache import ElementType
+from ..model import find_architecture, load_model
+from ..plugin import Architecture
+from ..protocols import StopRule, Tokenizer
+from ..tensor.cpu import CpuLoader
+from ..tensor.source import WeightSource
+from ..tensor.weights import open_weights
+from .engine import Engine
+from .messages import Event, Failed, FailureKind, Finished, Generate, Piece
+from .plan import Limits
+from .reply import Reply
+from .runner import RunnerFacts
+from .sequence import Sequence
+
+_ERRORS: dict[FailureKind, type[Failure]] = {"bad_request": BadRequest, "bad_model": BadModel, "internal": RunnerDied}
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """What the engine needs from the text side, put in from outside the core."""
+
+    open_tokenizer: Callable[[WeightSource], Tokenizer]
+    stop_rule: Callable[[Ids[str]], StopRule]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What stays fixed while a model is loaded."""
+
+    limits: Limits
+    threads: int
+    cache_type: ElementType
+
+
+class InlineRunner:
+    """A loaded model in this process (`puna.core.scheduler.runner.Runner`)."""
+
+    def __init__(
+        self, files: Path | dict[str, Path], architectures: Ids[Architecture], text: TextParts, options: EngineOptions
+    ) -> None:
+        """Load a model. Blocks while files are opened and checked: call it off the event loop."""
+        self._source = open_weights(files)
+        try:
+            model = load_model(find_architecture(architectures, self._source), self._source, CpuLoader())
+            self._tokenizer = text.open_tokenizer(self._source)
+        except BaseException:
+            self._source.close()
+            raise
+        self._stop_rule = text.stop_rule
+        extra = [self._tokenizer.encode(name, special=True, start=False) for name in model.architecture.stop_tokens]
+        self._stop_ids = self._tokenizer.stop_ids | {ids[0] for ids in extra if len(ids) == 1}
+        self._facts = RunnerFacts(
+            model.architecture.name, model.config.context_length, model.config.vocabulary, model.weight_bytes
+        )
+        self._engine = Engine(
+            model, self._tokenizer, limits=options.limits, threads=options.threads, cache_type=options.cache_type
+        )
+
+    @property
+    def facts(self) -> RunnerFacts:
+        """What was loaded."""
+        return self._facts
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of weights and of key/value cache in use now."""
+        return self._facts.weight_bytes + self._engine.cache_bytes
+
+    async def tokenize(self, text: str, *, special: bool = True, start: bool = True) -> list[int]:
+        """Return the token ids of text."""
+        return await asyncio.to_thread(self._tokenizer.encode, text, special=special, start=start)
+
+    async def detokenize(self, tokens: Ids[int]) -> str:
+        """Return the text of tokens. Raises BadRequest for ids outside the vocabulary."""
+        self._check(tokens)
+        return await asyncio.to_thread(self._tokenizer.decode, tokens, special=True)
+
+    async def generate(self, request: Generate) -> AsyncGenerator[Piece | Finished, None]:
+        """Yield the reply's pieces and, last, a Finished."""
+        if not request.prompt:
+            raise BadRequest("the prompt has no tokens")
+        self._check(request.prompt)
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        sequence = self._sequence(request, lambda event: _deliver(loop, events, event))
+        self._engine.submit(sequence)
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, Failed):
+                    raise _ERRORS[event.kind](event.message)
+                yield event
+                if isinstance(event, Finished):
+                    return
+        finally:
+            self._engine.cancel(sequence)
+
+    async def close(self) -> None:
+        """End every reply and give all memory back."""
+        await asyncio.to_thread(self._engine.close)
+        self._source.close()
+
+    def _sequence(self, request: Generate, emit: Callable[[Event], None]) -> Sequence:
+        reply = Reply(
+            self._tokenizer.detokenizer(request.prompt),
+            self._stop_rule(request.stop),
+            self._stop_ids,
+            request.max_tokens,
+        )
+        return Sequence(request, reply, self._engine.new_cache(request.num_ctx), emit)
+
+    def _check(self, tokens: Ids[int]) -> None:
+        for token in tokens:
+            if not 0 <= token < self._facts.vocabulary:
+                raise BadRequest(f"token {token} is outside the model's vocabulary of {self._facts.vocabulary}")
+
+
+def _deliver(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: Event) -> None:
+    """Hand an event from the engine's thread to the loop; a loop that has closed no longer wants it."""
+    try:
+        loop.call_soon_threadsafe(events.put_nowait, event)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise

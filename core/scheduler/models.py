@@ -1,0 +1,208 @@
+"""Which models are loaded: on demand, shared by all who use them, kept a while, evicted when others need the place."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from ..errors import Busy
+from .runner import Runner
+
+log = logging.getLogger(__name__)
+
+
+class Unset(enum.Enum):
+    """The type of UNSET: a request that says nothing about how long its model should stay."""
+
+    TOKEN = 0
+
+
+UNSET: Final = Unset.TOKEN
+KeepAlive = float | None | Unset  # seconds; None: forever
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What identifies a loaded model: two names with the same weights share a runner."""
+
+    key: str  # digest of the weights
+    files: Mapping[str, Path]  # original file name -> where its bytes lie
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """One line of what is in memory."""
+
+    key: str
+    name: str
+    runner: Runner | None  # None while loading
+    expires_at: float | None  # unix seconds; None: never
+
+    @property
+    def loading(self) -> bool:
+        """Whether it is not ready yet."""
+        return self.runner is None
+
+
+@dataclass(eq=False)
+class _Entry:
+    key: str
+    name: str
+    loading: asyncio.Task[Runner]
+    keep_alive: float | None
+    users: int = 0
+    used: int = 0  # place in the order of use
+    expires_at: float | None = None
+    timer: asyncio.TimerHandle | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What the operator allows."""
+
+    loaded: int  # models in memory
+    requests: int  # requests in progress or waiting, over all models
+    keep_alive: float | None  # seconds that an idle model stays when no request says otherwise; None: forever
+
+
+class Models:
+    """The loaded models. Belongs to one event loop."""
+
+    def __init__(self, load: Callable[[ModelFiles], Awaitable[Runner]], limits: ModelLimits) -> None:
+        self._load, self._limits = load, limits
+        self._entries: dict[str, _Entry] = {}
+        self._requests = 0
+        self._clock = itertools.count()
+        self._changed = asyncio.Condition()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def lease(self, model: ModelFiles, *, name: str, keep_alive: KeepAlive = UNSET) -> AsyncIterator[Runner]:
+        """Hold a runner of model, loading it first if need be. It is not unloaded while it is held.
+
+        Raises Busy if too many requests wait already, and whatever loading raises.
+        """
+        if self._requests >= self._limits.requests:
+            raise Busy("server busy, please try again.  maximum pending requests exceeded")
+        self._requests += 1
+        try:
+            entry = await self._hold(model, name)
+            if keep_alive is not UNSET:
+                entry.keep_alive = keep_alive
+            self._set_expiry(entry)
+            try:
+                yield await asyncio.shield(entry.loading)
+            finally:
+                await self._let_go(entry)
+        finally:
+            self._requests -= 1
+
+    def loaded(self) -> list[LoadedModel]:
+        """Return what is in memory or on its way there."""
+        return [
+            LoadedModel(e.key, e.name, e.loading.result() if _ready(e) else None, e.expires_at)
+            for e in self._entries.values()
+        ]
+
+    async def unload(self, key: str) -> bool:
+        """Unload a model now if it is idle, else when its last request ends. False if it is not loaded."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return False
+        entry.keep_alive = 0
+        if entry.users == 0:
+            await self._remove(entry)
+        return True
+
+    async def close(self) -> None:
+        """Unload everything."""
+        for entry in list(self._entries.values()):
+            await self._remove(entry)
+        await asyncio.gather(*self._closing)
+
+    async def _hold(self, model: ModelFiles, name: str) -> _Entry:
+        """Return the entry of model with one user more, making it if there is room for another."""
+        async with self._changed:
+            while (entry := self._entries.get(model.key)) is None and len(self._entries) >= self._limits.loaded:
+                idle = [e for e in self._entries.values() if e.users == 0]
+                if idle:
+                    self._discard(min(idle, key=lambda e: e.used))
+                else:
+                    await self._changed.wait()
+            if entry is None:
+                entry = self._entries[model.key] = self._start(model, name)
+            entry.users += 1
+            entry.used = next(self._clock)
+            return entry
+
+    def _start(self, model: ModelFiles, name: str) -> _Entry:
+        async def load() -> Runner:
+            # A model that is being evicted gives its memory back before the next one takes it.
+            await asyncio.gather(*self._closing)
+            return await self._load(model)
+
+        task = asyncio.get_running_loop().create_task(load(), name=f"load {name}")
+        return _Entry(model.key, name, task, self._limits.keep_alive)
+
+    async def _let_go(self, entry: _Entry) -> None:
+        entry.users -= 1
+        if entry.users > 0:
+            return
+        failed = entry.loading.done() and not _ready(entry)
+        if failed or entry.keep_alive == 0:
+            self._discard(entry)
+        else:
+            self._set_expiry(entry)
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _set_expiry(self, entry: _Entry) -> None:
+        """Note when the model would go, and arm the timer if nobody uses it."""
+        if entry.timer is not None:
+            entry.timer.cancel()
+            entry.timer = None
+        entry.expires_at = None if entry.keep_alive is None else time.time() + entry.keep_alive
+        if entry.users == 0 and entry.keep_alive is not None:
+            entry.timer = asyncio.get_running_loop().call_later(entry.keep_alive, self._expire, entry)
+
+    def _expire(self, entry: _Entry) -> None:
+        if entry.users == 0:
+            self._discard(entry)
+
+    def _discard(self, entry: _Entry) -> None:
+        """Start to unload an entry; its key is free at once."""
+        task = asyncio.get_running_loop().create_task(self._remove(entry), name=f"unload {entry.name}")
+        self._entries.pop(entry.key, None)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _remove(self, entry: _Entry) -> None:
+        if self._entries.get(entry.key) is entry:
+            del self._entries[entry.key]
+        if entry.timer is not None:
+            entry.timer.cancel()
+        if not entry.loading.done():
+            entry.loading.cancel()
+        try:
+            runner = await entry.loading
+        except asyncio.CancelledError:
+            if not entry.loading.cancelled():
+                raise  # it is we who are cancelled
+        except Exception as error:
+            log.debug("nothing to unload: %s did not load: %s", entry.name, error)
+        else:
+            await runner.close()
+        async with self._changed:
+            self._changed.notify_all()
+
+
+def _ready(entry: _Entry) -> bool:
+    return entry.loading.done() and not entry.loading.cancelled() and entry.loading.exception() is None
