@@ -128,9 +128,8 @@ class _Binder:
         return loaded
 
     def _name(self, declared: TensorField, gguf: str, hf: str) -> str | None:
-        if self._source.kind == "gguf":
-            return gguf + declared.gguf
-        return None if declared.hf is None else hf + declared.hf
+        name, prefix = (declared.gguf, gguf) if self._source.kind == "gguf" else (declared.hf, hf)
+        return None if name is None else prefix + name
 
 
 def check_table(kind: type[Module]) -> None:

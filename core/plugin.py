@@ -70,7 +70,7 @@ class TensorField:
     """One tensor of a module: its shape in terms of the config and its name in both kinds of file."""
 
     shape: tuple[Size, ...]
-    gguf: str
+    gguf: str | None
     hf: str | None
     optional: bool
     tied: str | None  # field of the same module to use when the file has no tensor of this name
@@ -82,23 +82,23 @@ class LayersField:
 
     module: type[Module]
     count: str  # config attribute
-    gguf: str  # prefix with {} for the layer's number
+    gguf: str  # prefix, with {} for the layer's number
     hf: str
 
 
 def tensor(
-    *shape: Size, gguf: str, hf: str | None = None, optional: bool = False, tied: str | None = None
+    *shape: Size, gguf: str | None = None, hf: str | None = None, optional: bool = False, tied: str | None = None
 ) -> Any:  # Any, so that the annotation beside it decides the type
     """Declare a tensor, slowest dimension first: `out: Matrix = tensor("hidden", "queries", gguf=..., hf=...)`.
 
     Annotate with Matrix what goes into `linear` and `embed` (kept in the file's own format), and with Array small
-    vectors such as norms and biases (widened to float32). An optional one is None when the file has none. hf=None: a
-    checkpoint never holds it.
+    vectors such as norms and biases (widened to float32). An optional one is None when the file has none. Without a
+    name for a kind of file, such files never hold it.
     """
     return dataclasses.field(metadata={"tensor": TensorField(shape, gguf, hf, optional, tied)})
 
 
-def layers(module: type[Module], *, count: str, gguf: str, hf: str) -> Any:
+def layers(module: type[Module], *, count: str, gguf: str = "", hf: str = "") -> Any:
     """Declare the blocks of a model: `blocks: list[Block] = layers(Block, count="layers", gguf="blk.{}.", ...)`."""
     return dataclasses.field(metadata={"layers": LayersField(module, count, gguf, hf)})
 

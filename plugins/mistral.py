@@ -91,15 +91,15 @@ class Block(Module):
     """One layer: attention and a gated MLP, each behind a norm and beside a residual."""
 
     config: Config
-    attention_norm: Array = tensor("hidden", gguf="attn_norm.weight", hf="input_layernorm.weight")
-    q: Matrix = tensor("queries", "hidden", gguf="attn_q.weight", hf="self_attn.q_proj.weight")
-    k: Matrix = tensor("keys", "hidden", gguf="attn_k.weight", hf="self_attn.k_proj.weight")
-    v: Matrix = tensor("keys", "hidden", gguf="attn_v.weight", hf="self_attn.v_proj.weight")
-    out: Matrix = tensor("hidden", "queries", gguf="attn_output.weight", hf="self_attn.o_proj.weight")
-    mlp_norm: Array = tensor("hidden", gguf="ffn_norm.weight", hf="post_attention_layernorm.weight")
-    gate: Matrix = tensor("inner", "hidden", gguf="ffn_gate.weight", hf="mlp.gate_proj.weight")
-    up: Matrix = tensor("inner", "hidden", gguf="ffn_up.weight", hf="mlp.up_proj.weight")
-    down: Matrix = tensor("hidden", "inner", gguf="ffn_down.weight", hf="mlp.down_proj.weight")
+    attention_norm: Array = tensor("hidden", hf="input_layernorm.weight")
+    q: Matrix = tensor("queries", "hidden", hf="self_attn.q_proj.weight")
+    k: Matrix = tensor("keys", "hidden", hf="self_attn.k_proj.weight")
+    v: Matrix = tensor("keys", "hidden", hf="self_attn.v_proj.weight")
+    out: Matrix = tensor("hidden", "queries", hf="self_attn.o_proj.weight")
+    mlp_norm: Array = tensor("hidden", hf="post_attention_layernorm.weight")
+    gate: Matrix = tensor("inner", "hidden", hf="mlp.gate_proj.weight")
+    up: Matrix = tensor("inner", "hidden", hf="mlp.up_proj.weight")
+    down: Matrix = tensor("hidden", "inner", hf="mlp.down_proj.weight")
 
     def forward(self, x: Array, turn: Rotation, cache: LayerCache) -> Array:  # [T, D] -> [T, D]
         """Return x after this layer."""
@@ -120,10 +120,10 @@ class Mistral(Module):
     """The decoder."""
 
     config: Config
-    embedding: Matrix = tensor("vocabulary", "hidden", gguf="token_embd.weight", hf="model.embed_tokens.weight")
-    blocks: list[Block] = layers(Block, count="layers", gguf="blk.{}.", hf="model.layers.{}.")
-    norm: Array = tensor("hidden", gguf="output_norm.weight", hf="model.norm.weight")
-    output: Matrix = tensor("vocabulary", "hidden", gguf="output.weight", hf="lm_head.weight", tied="embedding")
+    embedding: Matrix = tensor("vocabulary", "hidden", hf="model.embed_tokens.weight")
+    blocks: list[Block] = layers(Block, count="layers", hf="model.layers.{}.")
+    norm: Array = tensor("hidden", hf="model.norm.weight")
+    output: Matrix = tensor("vocabulary", "hidden", hf="lm_head.weight", tied="embedding")
 
     def ready(self) -> None:
         """Compute the frequencies of the pairs, which checkpoints keep half a head apart."""

@@ -88,7 +88,7 @@ class Duet(Module):
 
     config: Config
     embedding: Matrix = tensor("vocabulary", "hidden", gguf="token_embd.weight")
-    blocks: list[Block] = layers(Block, count="layers", gguf="blk.{}.", hf="")
+    blocks: list[Block] = layers(Block, count="layers", gguf="blk.{}.")
     norm: Array = tensor("hidden", gguf="output_norm.weight")
 
     def ready(self) -> None:
