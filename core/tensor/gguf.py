@@ -90,12 +90,10 @@ def join_splits(files: Sequence[GGUFFile]) -> GGUFFile:
     """
     files = sorted(files, key=lambda file: _split_number(file, "split.no", 0))
     for number, file in enumerate(files):
-        if _split_number(file, "split.count", 1) != len(files):
-            raise BadFile(file.path, f"is one of {file.metadata.get('split.count', 1)} splits; {len(files)} were given")
-        if _split_number(file, "split.no", 0) != number:
-            raise BadFile(
-                file.path, f"is split {file.metadata.get('split.no', 0)}, counted from 0; {number} is missing"
-            )
+        if (count := _split_number(file, "split.count", 1)) != len(files):
+            raise BadFile(file.path, f"split.count is {count}, but {len(files)} GGUF files were given")
+        if (found := _split_number(file, "split.no", 0)) != number:
+            raise BadFile(file.path, f"split.no is {found}; expected {number}, the next of {count} counted from 0")
     tensors: dict[str, MappedTensor] = {}
     for file in files:
         if twice := tensors.keys() & file.tensors.keys():
