@@ -121,7 +121,7 @@ class Settings:
         _directory, Path("~/.ollama/models").expanduser(), "the model store", allowed="a folder", ollama=True
     )
     keep_alive: float | None = _setting(
-        parse_duration, 300.0, "how long an idle model stays loaded; negative: forever (None), 0: not at all",
+        parse_duration, 300.0, "how long an idle model stays loaded; negative: forever, 0: not at all",
         allowed="a duration such as 5m, 1h30m, 90s, or seconds", ollama=True,
     )  # fmt: skip
     num_parallel: int = _setting(
@@ -214,4 +214,6 @@ def _shown(value: object) -> str:
         return str(int(value))
     if isinstance(value, tuple):
         return ",".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g}s"
     return "" if value is None else str(value).replace(str(Path.home()), "~")
