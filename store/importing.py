@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from ..core.errors import BadFile, BadModel, BadRequest, NotFound, Unsupported
 from ..core.tensor.gguf import MAGIC, read_gguf
+from ..core.tensor.mapped import starts_with
 from ..core.tensor.weights import open_weights
 from .blobs import Blobs
 from .digests import Digest
@@ -43,12 +44,13 @@ def import_files(files: Mapping[str, str], blobs: Blobs) -> Generator[Progress, 
         raise BadRequest("unknown type" if not files else f"{len(files)} files are too many; at most {MAX_FILES}")
     uploads = {checked_file_name(name): _upload(name, digest, blobs) for name, digest in files.items()}
     refuse_pickles(uploads)
-    gguf = {name for name, upload in uploads.items() if _is_gguf(name, upload.path)}
-    if gguf == uploads.keys():
-        return (yield from _gguf(uploads))
-    if not gguf and any(name.endswith(".safetensors") for name in uploads):
-        return (yield from _checkpoint(uploads))
-    raise BadRequest("unknown type")
+    with _speaking_of(uploads):
+        gguf = {name for name, upload in uploads.items() if _is_gguf(name, upload.path)}
+        if gguf == uploads.keys():
+            return (yield from _gguf(uploads))
+        if not gguf and any(name.endswith(".safetensors") for name in uploads):
+            return (yield from _checkpoint(uploads))
+        raise BadRequest("unknown type")
 
 
 def refuse_pickles(names: Mapping[str, object]) -> None:
@@ -84,19 +86,14 @@ def _upload(name: str, text: str, blobs: Blobs) -> _Upload:
 def _is_gguf(name: str, path: Path) -> bool:
     if name.endswith((".safetensors", ".gguf")):
         return name.endswith(".gguf")
-    return _starts_as_gguf(path)
-
-
-def _starts_as_gguf(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+    return starts_with(path, (MAGIC,))
 
 
 def _gguf(uploads: Mapping[str, _Upload]) -> Generator[Progress, None, Imported]:
     """Import GGUF files: one model, in one file or several splits, and any number of projectors."""
     for upload in uploads.values():
         yield Progress(status="parsing GGUF")
-        if not _starts_as_gguf(upload.path):
+        if not starts_with(upload.path, (MAGIC,)):
             raise BadRequest("supplied file was not in GGUF format")
     found = [(*_opened(group), group) for group in _groups(uploads)]
     models = [about for kind, about, _ in found if kind == "model"]
@@ -115,9 +112,7 @@ def _groups(uploads: Mapping[str, _Upload]) -> list[dict[str, _Upload]]:
     splits: dict[str, _Upload] = {}
     singles: list[dict[str, _Upload]] = []
     for name, upload in sorted(uploads.items()):
-        with _speaking_of({name: upload}):
-            parts = read_gguf(upload.path).metadata.get("split.count", 1)
-        if parts == 1:
+        if read_gguf(upload.path).metadata.get("split.count", 1) == 1:
             singles.append({name: upload})
         else:
             splits[name] = upload
@@ -145,18 +140,18 @@ def _checkpoint(uploads: Mapping[str, _Upload]) -> Generator[Progress, None, Imp
 def _opened(group: Mapping[str, _Upload]) -> tuple[Role, Facts]:
     """Open weights, which checks every header, and return what they are for and what they say."""
     files = {name: upload.path for name, upload in group.items()}
-    with _speaking_of(group), closing(open_weights(files)) as source:
+    with closing(open_weights(files)) as source:
         return role(source), facts_of(source)
 
 
 @contextmanager
-def _speaking_of(group: Mapping[str, _Upload]) -> Iterator[None]:
+def _speaking_of(uploads: Mapping[str, _Upload]) -> Iterator[None]:
     """Turn BadModel into BadRequest, for it is the upload that is wrong, and paths of blobs into the upload's names."""
     try:
         yield
-    except BadModel as error:
+    except (BadModel, NotFound) as error:
         text = str(error)
-        for name, upload in group.items():
+        for name, upload in uploads.items():
             text = text.replace(str(upload.path), name)
         raise BadRequest(text) from None
 

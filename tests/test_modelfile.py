@@ -271,7 +271,7 @@ def test_unknown_options_of_a_request_are_listed_and_passed_over():
     ("name", "text", "value"),
     [
         ("num_ctx", "4096", 4096), ("seed", "-1", -1), ("seed", "+7", 7), ("temperature", "0.7", 0.7),
-        ("temperature", "1", 1.0), ("top_p", ".5", 0.5), ("min_p", "5e-2", 0.05), ("stop", "<|im_end|>", ["<|im_end|>"]),
+        ("temperature", "1", 1.0), ("top_p", ".5", 0.5), ("min_p", "5e-2", 0.05), ("stop", "<|end|>", ["<|end|>"]),
         ("use_mmap", "t", True), ("use_mmap", "False", False), ("use_mmap", "0", False),
     ],
 )  # fmt: skip
@@ -284,7 +284,7 @@ def test_a_parameters_text_becomes_its_value(name, text, value):
 @pytest.mark.parametrize("text", ["", "1_000", "0x10", "٣", " 1", "9" * 20, "inf", "nan", "1e999", "1,5"])
 def test_other_spellings_of_numbers_are_refused(text):
     for name in ("num_ctx", "temperature") if text != "9" * 20 else ("num_ctx",):
-        with pytest.raises(BadRequest, match="invalid (int|float) value"):
+        with pytest.raises(BadRequest, match=r"invalid (int|float) value"):
             parse_parameter(name, text)
 
 
@@ -348,7 +348,7 @@ def test_a_folder_of_gguf_files_gives_those_alone(tmp_path):
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     write(tmp_path, "config.json")
-    with pytest.raises(BadRequest, match="^no Modelfile or safetensors files found$"):
+    with pytest.raises(BadRequest, match=r"^no Modelfile or safetensors files found$"):
         gather(parse("FROM ."), tmp_path)
 
 
@@ -363,7 +363,7 @@ def test_pickles_are_refused_alone_and_in_a_folder(tmp_path, name):
 def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path):
     write(tmp_path, "secret.json", "model/model.safetensors")
     (tmp_path / "model/config.json").symlink_to(tmp_path / "secret.json")
-    with pytest.raises(BadRequest, match="^insecure path: .*config.json$"):
+    with pytest.raises(BadRequest, match=r"^insecure path: .*config\.json$"):
         gather(parse("FROM model"), tmp_path)
 
 
@@ -375,7 +375,7 @@ def test_a_link_within_the_folder_is_followed(tmp_path):
 
 def test_a_git_lfs_pointer_is_refused(tmp_path):
     (tmp_path / "model.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(BadRequest, match="model.gguf is a Git LFS pointer"):
+    with pytest.raises(BadRequest, match=r"model\.gguf is a Git LFS pointer"):
         gather(parse("FROM model.gguf"), tmp_path)
 
 
@@ -386,7 +386,7 @@ def test_a_device_is_no_file(tmp_path):
 
 def test_two_files_of_one_name_are_refused(tmp_path):
     write(tmp_path, "a/model.gguf", "b/model.gguf")
-    with pytest.raises(BadRequest, match="two files are called model.gguf"):
+    with pytest.raises(BadRequest, match=r"two files are called model\.gguf"):
         gather(parse("FROM a/model.gguf\nFROM b/model.gguf"), tmp_path)
 
 
