@@ -52,10 +52,10 @@ def map_file(path: Path) -> mmap.mmap:
 def read_file(path: Path, limit: int) -> bytes:
     """Return the bytes of a regular file of at most `limit` bytes. Raises NotFound or BadFile."""
     with open_regular(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise BadFile(path, f"is larger than {limit} bytes")
-    return data
+        if (size := file.seek(0, 2)) > limit:
+            raise BadFile(path, f"is larger than {limit} bytes")
+        file.seek(0)
+        return file.read(size)  # not read(limit): that would set aside the whole limit first
 
 
 def starts_with(path: Path, magics: tuple[bytes, ...]) -> bool:
