@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ def _automatic(value: int) -> Callable[[str], int]:
         return _count(0)(text) or value
 
     return parse
+
+
+def _level(text: str) -> int:
+    """Return how much to log: a number, or a truth value as OLLAMA_DEBUG has it."""
+    return int(text) if text in ("0", "1", "2") else int(_flag(text))
 
 
 def _choice(*names: str) -> Callable[[str], str]:
@@ -89,24 +95,27 @@ class Address:
         return f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
-_ADDRESS = re.compile(r"(?:(https?)://)?(\[[0-9A-Fa-f:.]+\]|[^:/\[\]]*)(?::(\d{1,5}))?/?")
+_ADDRESS = re.compile(r"(?:(https?)://)?(\[.+\]|[\w.-]*)(?::([0-9]{1,5}))?/?")
 
 
 def _address(text: str) -> Address:
     match = _ADDRESS.fullmatch(text)
     if match is None:
-        if re.fullmatch(r"[0-9A-Fa-f:]+:[0-9A-Fa-f:.]*", text) is None:
-            raise ValueError(text)
-        return Address("http", text, 11434)  # a bare IPv6 address
+        return Address("http", str(IPv6Address(text)), 11434)  # written without brackets, so without a port
     scheme, host, port = match.groups()
+    if host.startswith("["):
+        host = str(IPv6Address(host[1:-1]))
     number = int(port) if port else {"http": 80, "https": 443, None: 11434}[scheme]
     if number > 65535:
         raise ValueError(text)
-    return Address(scheme or "http", host.strip("[]") or "127.0.0.1", number)
+    return Address(scheme or "http", host or "127.0.0.1", number)
 
 
 def _directory(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # ~name of a user that does not exist
+        raise ValueError(text) from error
 
 
 @dataclass(frozen=True)
@@ -169,7 +178,7 @@ class Settings:
         _directory, Path("~/.cache/puna/kernels").expanduser(), "compiled kernels", allowed="a folder"
     )
     debug: int = _setting(
-        _count(0), 0, "0: log what an operator acts on, 1: what happens in detail", allowed="0 or 1", ollama=True
+        _level, 0, "0: log what an operator acts on, 1: what happens in detail", allowed="0, 1 or 2", ollama=True
     )
     noprune: bool = _setting(_flag, False, "leave unreferenced blobs alone at start", allowed="1 or 0", ollama=True)
     nohistory: bool = _setting(_flag, False, "keep no history of prompts", allowed="1 or 0", ollama=True)
