@@ -1,0 +1,55 @@
+"""What the repository promises about itself: import directions, the settings table, no architecture in the core."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import puna.core.plugin
+import puna.core.tensor
+from puna.core.kernel import find_plugins
+from puna.core.settings import describe_settings
+
+ROOT = Path(__file__).parent.parent
+INNER = ("core", "api", "store", "text", "cli")
+
+
+def test_imports_point_one_way() -> None:
+    tool = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run([tool], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_readme_lists_every_setting() -> None:
+    rows = re.findall(r"^\| `(PUNA_\w+)` \| (.*?) \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert rows == [(name, f"`{default}`" if default else "", help) for name, default, help in describe_settings()]
+
+
+@pytest.mark.parametrize("folder", INNER)
+def test_nothing_outside_the_plugins_compares_an_architecture_s_name(folder: str) -> None:
+    names = {name for report in find_plugins() for name in report.names}
+    pattern = re.compile(
+        r"[!=]=\s*[\"'](" + "|".join(map(re.escape, names)) + r")[\"']|\bcase\s+[\"'](" + "|".join(names) + ")[\"']"
+    )
+    found = [
+        f"{path}: {line}"
+        for path in (ROOT / folder).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if pattern.search(line)
+    ]
+    assert found == []
+
+
+def test_every_built_in_plugin_loads() -> None:
+    reports = {report.name: report.error for report in find_plugins() if report.distribution == "puna"}
+    assert reports == dict.fromkeys(["llama", "mistral", "qwen2", "qwen3"])
+
+
+@pytest.mark.parametrize("module", [puna.core.plugin, puna.core.tensor])
+def test_what_plugins_may_import_is_listed_and_sorted(module) -> None:
+    assert list(module.__all__) == sorted(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
