@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from puna.core.errors import BadModel
 from puna.core.tensor.blocks import FORMATS, by_id, by_name
-from puna.core.tensor.decode import KINDS, decode_rows, decode_tensor
+from puna.core.tensor.decode import KINDS, decode_block, decode_rows, decode_tensor
 from puna.core.tensor.weights import open_weights
 
 BLOCKS = Path(__file__).parent / "fixtures" / "ggml-blocks"
@@ -144,6 +144,15 @@ def test_rows_decode_from_the_middle_of_a_read_only_array():
     out = np.empty((3, 512), np.float32)
     decode_rows(12, raw, 5, out)
     assert_same_bits(out, reference(raw, "Q4_K")[5:8])
+
+
+def test_a_single_block_decodes_into_the_middle_of_an_array():
+    raw = np.random.default_rng(5).integers(0, 256, 3 * 18, np.uint8)
+    raw.flags.writeable = False
+    out = np.full(40, 7, np.float32)
+    decode_block(2, raw, 18, out, 4)
+    assert_same_bits(out[4:36], reference(raw[18:36], "Q4_0"))
+    assert (out[:4] == 7).all() and (out[36:] == 7).all()
 
 
 @pytest.mark.parametrize(
