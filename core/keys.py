@@ -53,9 +53,13 @@ class Keys:
             value = self._default(name, default)
         if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
             raise self._wrong(name, value, "a number")
-        if not (math.isfinite(value) and low <= value <= high):
+        try:
+            found = float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            found = math.inf
+        if not (math.isfinite(found) and low <= found <= high):
             raise self._wrong(name, value, f"a finite number from {low} to {high}")
-        return float(value)
+        return found
 
     def flag(self, name: str, default: bool | None = None) -> bool:
         """Return a truth value."""
