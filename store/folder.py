@@ -125,6 +125,7 @@ class Folder:
                 if create:
                     with suppress(FileExistsError):
                         os.mkdir(_component(part), FOLDER_MODE, dir_fd=descriptor)
+                        os.fsync(descriptor)
                 with self._explained(folder):
                     inner = os.open(_component(part), _FOLDER_FLAGS, dir_fd=descriptor)
                 os.close(descriptor)

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from puna.core.errors import BadRequest, Unsupported
+from puna.core.errors import BadModel, BadRequest, Unsupported
 from puna.store import CreateRequest, Digest, InvalidName, Message, ModelNotFound, Store, chat_template, gather, show
 from puna.store.blobs import Blobs
 from puna.store.folder import Folder
@@ -186,6 +186,31 @@ def test_a_file_that_is_no_gguf_is_refused(store):
         create(store, files={"m.gguf": upload(store, b"PK\3\4 something else")})
 
 
+@pytest.mark.parametrize(
+    ("file_type", "formats", "label"),
+    [
+        (gguf.LlamaFileType.MOSTLY_F16, {"blk.0.a": np.float32, "blk.0.b": np.float32}, "F32"),
+        (gguf.LlamaFileType.MOSTLY_F16, {"blk.0.a": np.float16, "token_embd": np.float32}, "F16"),
+        (gguf.LlamaFileType.GUESSED, {"blk.0.a": np.float16, "blk.0.b": np.float16}, "F16"),
+        (None, {"token_embd": np.float16}, "F16"),
+    ],
+)
+def test_the_tensors_of_the_blocks_decide_what_a_model_is_said_to_be_stored_in(
+    store, tmp_path, file_type, formats, label
+):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    if file_type is not None:
+        writer.add_file_type(file_type)
+    for name, dtype in ({"token_embd": np.float16} | formats).items():
+        writer.add_tensor(f"{name}.weight", np.zeros((4, 32), dtype))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    create(store, files=files(store, tmp_path / "m.gguf"))
+    assert store.open("mine").details.quantization_level == label
+
+
 # Checkpoints
 
 
@@ -209,6 +234,41 @@ def test_a_stored_checkpoint_opens_with_its_side_files(store):
     source = store.open("mine").open_weights()
     assert source.side_file("tokenizer.json") == (CHECKPOINT / "tokenizer.json").read_bytes()
     assert chat_template(source) == json.loads((CHECKPOINT / "tokenizer_config.json").read_bytes())["chat_template"]
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("side_files", "template"),
+    [
+        ({}, None),
+        ({"tokenizer_config.json": '{"model_max_length": 1000000000000000019884624838656}'}, None),
+        ({"tokenizer_config.json": '{"chat_template": "inside"}'}, "inside"),
+        ({"tokenizer_config.json": '{"chat_template": "inside"}', "chat_template.jinja": "beside ü"}, "beside ü"),
+        ({"tokenizer_config.json": '{"chat_template": [{"name": "x", "template": "X"}]}'}, None),
+        (
+            {
+                "tokenizer_config.json": '{"chat_template": [{"name": "tool_use", "template": "T"},'
+                ' {"name": "default", "template": "D"}]}'
+            },
+            "D",
+        ),
+    ],
+)
+def test_a_checkpoints_own_chat_template_is_found(store, side_files, template):
+    given = files(store, CHECKPOINT / "config.json", CHECKPOINT / "model.safetensors")
+    create(store, files=given | {name: upload(store, text.encode()) for name, text in side_files.items()})
+    source = store.open("mine").open_weights()
+    assert chat_template(source) == template
+    source.close()
+
+
+@pytest.mark.parametrize("text", [b'{"chat_template": 7}', b"{", b"[]", b"\xff"])
+def test_a_chat_template_that_is_no_text_is_refused(store, text):
+    given = files(store, CHECKPOINT / "config.json", CHECKPOINT / "model.safetensors")
+    create(store, files=given | {"tokenizer_config.json": upload(store, text)})
+    source = store.open("mine").open_weights()
+    with pytest.raises(BadModel):
+        chat_template(source)
     source.close()
 
 
