@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import statistics
 import subprocess
 import sys
@@ -22,13 +23,15 @@ from rich.table import Table
 from .worker import DECODED, PROMPTS, Measurement
 
 OURS, THEIRS = "puna", "llama.cpp"
+ROOT = Path(__file__).parents[1]
+QUIET_LOAD = 0.5  # processes that compute; above it others are at work
 
 # The rows of the table: a label and the number it shows.
 METRICS: dict[str, Callable[[Measurement], float]] = {
-    **{f"prefill, {n} tokens (tokens/s)": partial(Measurement.prefill_rate, tokens=n) for n in PROMPTS},
-    f"decode, {DECODED} tokens (tokens/s)": lambda m: m.decode,
-    "load (s)": lambda m: m.load_s,
-    "peak memory (MB)": lambda m: m.peak_bytes / 1e6,
+    **{f"prefill {n}, tokens/s": partial(Measurement.prefill_rate, tokens=n) for n in PROMPTS},
+    f"decode {DECODED}, tokens/s": lambda m: m.decode,
+    "load, s": lambda m: m.load_s,
+    "peak memory, GB": lambda m: m.peak_bytes / 1e9,
 }
 
 
@@ -44,9 +47,9 @@ def compare(model: Path, threads: int, repeats: int) -> dict[str, list[Measureme
 
 def run_worker(engine: str, model: Path, threads: int, run: int) -> Measurement:
     """Return the measurement of one engine in a process of its own; end the program if that fails."""
-    command = [sys.executable, "-m", "bench.worker", "--engine", engine, "--model", str(model)]
+    command = [sys.executable, "-m", "bench.worker", "--engine", engine, "--model", str(model.resolve())]
     command += ["--threads", str(threads), "--run", str(run)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode != 0:
         sys.exit(f"{engine} failed with status {done.returncode}:\n{done.stderr}")
     return msgspec.json.decode(done.stdout.splitlines()[-1], type=Measurement)
@@ -66,7 +69,8 @@ def table(results: dict[str, list[Measurement]]) -> Table:
 
 def spread(values: Sequence[float]) -> str:
     """Return the median and, in brackets, the range."""
-    return f"{statistics.median(values):.1f} [{min(values):.1f}–{max(values):.1f}]"
+    median, least, greatest = (f"{value:.3g}" for value in (statistics.median(values), min(values), max(values)))
+    return f"{median} [{least}–{greatest}]"
 
 
 def main() -> None:
@@ -80,6 +84,8 @@ def main() -> None:
         parser.error(f"{arguments.model} is not a file; python -m bench.make_model writes one")
     if importlib.util.find_spec("llama_cpp") is None:
         sys.exit("The comparison needs llama-cpp-python: pip install 'puna[bench]'")
+    if (load := os.getloadavg()[0]) > QUIET_LOAD:
+        print(f"warning: the load average is {load:.1f}; what else is running makes the ratios noisy", file=sys.stderr)
     results = compare(arguments.model, arguments.threads, arguments.repeats)
     console = Console()
     console.print(f"{arguments.model.name}, {arguments.threads} threads, {arguments.repeats} runs: median [range]")

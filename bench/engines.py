@@ -1,9 +1,13 @@
-"""The engines under comparison, each behind the same call: one greedy reply, timed."""
+"""The engines under comparison, each behind the same call: one greedy reply, timed.
+
+Each imports its engine only when it is made, so that the memory of a process is that of one engine.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +32,49 @@ class Engine(Protocol):
 
     def reply(self, prompt: Sequence[int], tokens: int) -> Reply:
         """Generate a first token and up to `tokens` more, and time it."""
+
+
+class Puna:
+    """Puna's engine in this process, as the server runs it: step loop, sampler and detokenizer, without HTTP."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        from puna.core.kernel import find_plugins
+        from puna.core.scheduler.inline import EngineOptions, InlineRunner, TextParts
+        from puna.core.scheduler.plan import Limits
+        from puna.text.tokenizers import open_tokenizer
+
+        architectures = [architecture for plugin in find_plugins() for architecture in plugin.architectures]
+        text = TextParts(open_tokenizer, lambda _: NoStops())
+        options = EngineOptions(Limits(step_tokens=BATCH, sequences=1), threads, cache_type="f16")
+        self._loop = asyncio.Runner()
+        self._runner = InlineRunner(path, architectures, text, options)
+
+    def reply(self, prompt: Sequence[int], tokens: int) -> Reply:
+        """Generate a first token and up to `tokens` more: fewer if the model ends its turn."""
+        return self._loop.run(self._reply(prompt, tokens))
+
+    async def _reply(self, prompt: Sequence[int], tokens: int) -> Reply:
+        from puna.core.scheduler.messages import Finished, Generate
+        from puna.core.tensor.sampling import SamplingParams
+
+        greedy = SamplingParams(temperature=0)
+        request = Generate(prompt=list(prompt), sampling=greedy, max_tokens=tokens + 1, num_ctx=CONTEXT)
+        async for event in self._runner.generate(request):
+            if isinstance(event, Finished):
+                return Reply(event.prompt_ns / 1e9, event.decode_ns / 1e9, event.tokens - 1)
+        raise AssertionError("a generation ends with Finished or an error")
+
+
+class NoStops:
+    """The stop rule of a reply without stop strings (`puna.core.protocols.StopRule`)."""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Let all text through."""
+        return text, False
+
+    def flush(self) -> str:
+        """Return what was held back: nothing."""
+        return ""
 
 
 class LlamaCpp:
@@ -66,4 +113,4 @@ class LlamaCpp:
         return int(np.ctypeslib.as_array(logits, (self._model.n_vocab(),)).argmax())
 
 
-ENGINES = {"llama.cpp": LlamaCpp}
+ENGINES: dict[str, Callable[[Path, int], Engine]] = {"puna": Puna, "llama.cpp": LlamaCpp}

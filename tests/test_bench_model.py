@@ -11,6 +11,7 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 
 from puna.core.tensor.weights import open_weights
+from puna.text.tokenizers import open_tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,6 +103,25 @@ def test_every_merge_makes_a_token_of_two_earlier_ones(bench, architecture, size
         assert made == 256 + rank
         assert ids[left] < made
         assert ids[right] < made
+
+
+def test_every_text_has_tokens_that_give_it_back(tiny):
+    source = open_weights(tiny)
+    tokenizer = open_tokenizer(source)
+    text = "The test of 1234 things:\n\n\tnaïve 日本語 🙂 <|eot_id|>"
+    ids = tokenizer.encode(text, special=False, start=False)
+    assert tokenizer.decode(ids) == text
+    assert len(ids) < len(text.encode())  # some merges apply
+    start, *_, end = tokenizer.encode("text<|eot_id|>", special=True, start=True)
+    assert (start, end) == (512, 521)
+    assert end in tokenizer.stop_ids
+    source.close()
+
+
+def test_punas_side_of_the_comparison_runs(bench, tiny):
+    measurement = bench("compare").run_worker("puna", tiny, threads=1, run=0)
+    assert list(measurement.prefill) == [32, 128, 512]
+    assert measurement.peak_bytes > tiny.stat().st_size
 
 
 def test_rotary_divisors_leave_fast_frequencies_and_stretch_slow_ones(bench):
