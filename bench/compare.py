@@ -57,7 +57,7 @@ def run_worker(engine: str, model: Path, threads: int, run: int) -> Measurement:
 
 def table(results: dict[str, list[Measurement]]) -> Table:
     """Return medians, their ranges and the ratio Puna / llama.cpp, which is of the medians."""
-    shown = Table("", OURS, THEIRS, f"{OURS} / {THEIRS}")
+    shown = Table("", OURS, THEIRS, "ratio")
     for column in shown.columns[1:]:
         column.justify = "right"
     for label, metric in METRICS.items():
@@ -69,8 +69,12 @@ def table(results: dict[str, list[Measurement]]) -> Table:
 
 def spread(values: Sequence[float]) -> str:
     """Return the median and, in brackets, the range."""
-    median, least, greatest = (f"{value:.3g}" for value in (statistics.median(values), min(values), max(values)))
-    return f"{median} [{least}–{greatest}]"
+    return f"{readable(statistics.median(values))} ({readable(min(values))}–{readable(max(values))})"
+
+
+def readable(value: float) -> str:
+    """Return three digits of a number, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def main() -> None:
@@ -88,7 +92,7 @@ def main() -> None:
         print(f"warning: the load average is {load:.1f}; what else is running makes the ratios noisy", file=sys.stderr)
     results = compare(arguments.model, arguments.threads, arguments.repeats)
     console = Console()
-    console.print(f"{arguments.model.name}, {arguments.threads} threads, {arguments.repeats} runs: median [range]")
+    console.print(f"{arguments.model.name}, {arguments.threads} threads, {arguments.repeats} runs: median (range)")
     console.print(table(results))
 
 
