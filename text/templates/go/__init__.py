@@ -7,6 +7,6 @@ practice: complex numbers are refused, and a value's Go type is inferred from it
 from __future__ import annotations
 
 from .template import GoTemplate
-from .values import Ordered, Record, Shape, Value
+from .values import Listed, Ordered, Record, Shape, Value
 
-__all__ = ["GoTemplate", "Ordered", "Record", "Shape", "Value"]
+__all__ = ["GoTemplate", "Listed", "Ordered", "Record", "Shape", "Value"]

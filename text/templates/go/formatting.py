@@ -10,6 +10,7 @@ from typing import Any
 
 from .values import (
     MAX_TEXT,
+    Listed,
     Ordered,
     Record,
     TooLarge,
@@ -53,13 +54,13 @@ def _pieces(value: Value) -> Iterator[str]:
             yield _shortest(value)
         case bytes():
             yield f"[{join([str(byte) for byte in value], ' ')}]"
+        case Record() | Ordered() | Listed():
+            yield go_json(value)
         case list():
             for index, item in enumerate(value):
                 yield " " if index else "["
                 yield from _pieces(item)
             yield "]" if value else "[]"
-        case Record() | Ordered():
-            yield go_json(value)
         case dict():
             yield from _map_pieces(value)
         case _:
@@ -197,7 +198,7 @@ def _verb(directive: _Directive, value: Value, *, nested: bool = False) -> str:
         if nested:
             return "<nil>"
         return directive.pad("<nil>") if directive.verb == "v" else f"%!{directive.verb}(<nil>)"
-    if isinstance(value, Record | Ordered):
+    if isinstance(value, Record | Ordered | Listed):
         value = go_json(value)
     formatter = _FORMATTERS.get(type(value))
     text = formatter(directive, value) if formatter else None

@@ -7,6 +7,7 @@
 | []byte                              | bytes                      |
 | slice, map[string]any               | list, dict                 |
 | map that remembers the order sent   | Ordered                    |
+| slice that prints itself as JSON    | Listed                     |
 | struct                              | Record                     |
 
 A string cut between the bytes of a character holds the halves as surrogate escapes.
@@ -34,6 +35,10 @@ class TooLarge(Exception):
 
 class Ordered(dict[str, Value]):
     """A map whose JSON keeps the order in which keys were sent; a template still ranges over it in key order."""
+
+
+class Listed(list[Value]):
+    """A list that prints as JSON; any other prints as [a b]."""
 
 
 class Shape:
