@@ -196,6 +196,11 @@ class Architecture:
     def __post_init__(self) -> None:
         if not self.gguf and not self.hf:
             raise ValueError("an architecture needs a name to answer to: gguf=(...) or hf=(...)")
+        for kind, names in (("gguf", self.gguf), ("hf", self.hf)):
+            if isinstance(names, str):
+                raise TypeError(f"{kind}={names!r} is one text, expected a tuple of names: ({names!r},)")
+            if names and not hasattr(self.config, f"from_{kind}"):
+                raise TypeError(f"{self.config.__name__} needs a from_{kind}: the architecture answers to {names[0]}")
 
     @property
     def name(self) -> str:
@@ -205,6 +210,7 @@ class Architecture:
     def answers_to(self, kind: Literal["gguf", "safetensors"], metadata: Mapping[str, Any]) -> bool:
         """Whether a file with this metadata asks for this architecture."""
         if kind == "gguf":
-            return metadata.get("general.architecture") in self.gguf
+            name = metadata.get("general.architecture")
+            return isinstance(name, str) and name in self.gguf
         names = metadata.get("architectures")
         return isinstance(names, list) and any(name in self.hf for name in names)

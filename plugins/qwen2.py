@@ -39,6 +39,8 @@ from ..core.tensor import (
     scaling_from_hf,
 )
 
+MOST_LAYERS = 1 << 12  # far above any model: each layer's window is listed before the file's tensors are counted
+
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The sizes of one model."""
@@ -73,7 +75,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         head_size = keys.integer("attention.key_length", hidden // heads)
         keys.integer("attention.value_length", head_size, low=head_size, high=head_size)
         keys.integer("rope.dimension_count", head_size, low=head_size, high=head_size)
-        count = keys.integer("block_count")
+        count = keys.integer("block_count", high=MOST_LAYERS)
         return cls(
             layers=count,
             hidden=hidden,
@@ -95,7 +97,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         keys.text("hidden_act", "silu", allowed=("silu",))
         heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
         head_size = keys.integer("head_dim", hidden // heads)
-        count = keys.integer("num_hidden_layers")
+        count = keys.integer("num_hidden_layers", high=MOST_LAYERS)
         return cls(
             layers=count,
             hidden=hidden,
@@ -119,8 +121,8 @@ def _windows(keys: Keys, count: int) -> tuple[int | None, ...]:
         "sliding_attention" if i >= keys.integer("max_window_layers", 28, low=0) else "full_attention"
         for i in range(count)
     ]
-    if len(kinds) != count:
-        raise keys.wrong("layer_types", f"a list of {count} entries, one for each layer")
+    if len(kinds) != count or any(kind not in ("sliding_attention", "full_attention") for kind in kinds):
+        raise keys.wrong("layer_types", f"{count} entries, each sliding_attention or full_attention")
     return tuple(size if kind == "sliding_attention" else None for kind in kinds)
 
 
