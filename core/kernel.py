@@ -6,8 +6,8 @@ import asyncio
 import importlib
 import logging
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import cast
@@ -82,30 +82,36 @@ def _activate(
     try:
         module = load()
         manager.register(module, name=report.name)
-        manager.check_pending()
-        provided = tuple(_provided(manager, module))
-        for architecture in provided:
-            check_table(architecture.model)
-        working = PluginReport(report.name, report.distribution, report.version, provided)
-        for name in working.names:
-            if name in taken:
-                raise ValueError(f"the architecture {name} is already provided by {taken[name]}")
+        try:
+            working = replace(report, architectures=tuple(_provided(manager, module)))
+            _check(working, taken)
+        except BaseException:
+            manager.unregister(module)
+            raise
     except (Exception, SystemExit) as error:  # foreign code may raise anything; it must not take Puna with it
-        if manager.has_plugin(report.name):
-            manager.unregister(name=report.name)
-        line = f"{type(error).__name__}: {error}"
-        return PluginReport(report.name, report.distribution, report.version, (), line, traceback.format_exc())
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        return replace(report, error=line, traceback=traceback.format_exc())
     taken.update(dict.fromkeys(working.names, report.name))
     return working
 
 
 def _provided(manager: pluggy.PluginManager, module: ModuleType) -> Iterator[Architecture]:
+    manager.check_pending()
     for implementation in manager.hook.architectures.get_hookimpls():
         if implementation.plugin is module:
             for architecture in cast("list[Architecture]", implementation.function()):
                 if not isinstance(architecture, Architecture):
                     raise TypeError(f"architectures() returned {architecture!r}, expected a list of Architecture")
                 yield architecture
+
+
+def _check(report: PluginReport, taken: Mapping[str, str]) -> None:
+    """Raise if an architecture's tensor table is malformed or one of its names is taken."""
+    for architecture in report.architectures:
+        check_table(architecture.model)
+    for name in report.names:
+        if name in taken:
+            raise ValueError(f"the architecture {name} is already provided by {taken[name]}")
 
 
 class Kernel:
@@ -135,4 +141,10 @@ class Kernel:
         await self.models.close()
 
     async def _load(self, model: ModelFiles) -> Runner:
-        return await asyncio.to_thread(InlineRunner, dict(model.files), self.architectures, self._text, self._options)
+        made = asyncio.to_thread(InlineRunner, dict(model.files), self.architectures, self._text, self._options)
+        loading = asyncio.create_task(made)
+        try:
+            return await asyncio.shield(loading)
+        except asyncio.CancelledError:  # a thread cannot be stopped, so what it makes has to be given back
+            await (await loading).close()
+            raise
