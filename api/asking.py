@@ -1,0 +1,66 @@
+"""What a request asks for, whichever API it came through, and the fields that several APIs read alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import UnsetType
+
+from ..core.durations import parse_go_duration
+from ..core.errors import BadRequest, Unsupported
+from ..core.scheduler.models import UNSET, KeepAlive
+
+MAX_TOP_LOGPROBS = 20
+THINK_LEVELS = ("high", "medium", "low", "max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a request says about a reply, besides the text and the model."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    keep_alive: KeepAlive = UNSET
+    truncate: bool = True
+    shift: bool = True
+    logprobs: int | None = None  # likely tokens to report at each place; None: no log probabilities at all
+    arrived_ns: int = field(default_factory=time.monotonic_ns)
+
+
+def parse_keep_alive(value: float | str | UnsetType) -> KeepAlive:
+    """Return how long a model shall stay from a number of seconds or a Go duration; negative means forever.
+
+    Raises BadRequest for a text that is no duration.
+    """
+    if isinstance(value, UnsetType):
+        return UNSET
+    try:
+        seconds = parse_go_duration(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+    return None if seconds < 0 else seconds
+
+
+def check_think(name: str, think: bool | str | None) -> None:
+    """Refuse a wish to think: no model of this version can. Not to think is granted. Raises BadRequest, Unsupported."""
+    if isinstance(think, str) and think not in THINK_LEVELS:
+        raise BadRequest(f'invalid think value: "{think}" (must be "high", "medium", "low", "max", true, or false)')
+    if think:
+        raise Unsupported(f'"{name}" does not support thinking')
+
+
+def check_format(value: object) -> None:
+    """Refuse to constrain the form of a reply; null and "" ask for nothing. Raises Unsupported."""
+    if value not in (None, ""):
+        raise Unsupported("structured output is not available yet: leave out format")
+
+
+def check_top_logprobs(wanted: bool, top: int) -> int | None:
+    """Return how many likely tokens to report at each place, None for no log probabilities. Raises BadRequest."""
+    if not 0 <= top <= MAX_TOP_LOGPROBS:
+        raise BadRequest(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}")
+    if top and not wanted:
+        raise BadRequest("top_logprobs needs logprobs to be true")
+    return top if wanted else None

@@ -1,0 +1,89 @@
+"""Models as requests name them: found in the store, with the template that their conversations are written in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import anyio.to_thread
+
+from ..core.scheduler.models import ModelFiles
+from ..store import Digest, Store, StoredModel, chat_template
+from ..text.conversation import Message, PromptTemplate
+from ..text.tokenizers import open_tokenizer
+
+MAX_TEMPLATES = 256  # templates kept in memory
+SERVED = frozenset({"completion", "insert"})  # what this version can do with a model, whatever its template says
+
+
+@dataclass(frozen=True)
+class Model:
+    """A stored model with all its texts read, so that nothing that follows touches the disk."""
+
+    stored: StoredModel
+    template: PromptTemplate
+    system: str
+    messages: tuple[Message, ...]
+    params: Mapping[str, Any]
+    files: ModelFiles
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What requests may ask of it."""
+        return self.template.capabilities & SERVED
+
+    @property
+    def full_name(self) -> str:
+        """The name with host and namespace, as errors about capabilities give it."""
+        return self.stored.name.full
+
+
+class Library:
+    """Opens models. Templates are parsed once for each version of a model."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._templates: dict[Digest, PromptTemplate] = {}
+
+    async def open(self, name: str) -> Model:
+        """Return the model called name. Raises InvalidName, ModelNotFound, BadModel."""
+        return await anyio.to_thread.run_sync(self._open, name)
+
+    def _open(self, name: str) -> Model:
+        stored = self._store.open(name)
+        return Model(
+            stored=stored,
+            template=self._template(stored),
+            system=stored.system or "",
+            messages=tuple(Message(role=message.role, content=message.content) for message in stored.messages),
+            params=stored.params,
+            files=_files(stored),
+        )
+
+    def _template(self, stored: StoredModel) -> PromptTemplate:
+        template = self._templates.get(stored.digest)
+        if template is None:
+            template = self._templates[stored.digest] = _read_template(stored)
+            while len(self._templates) > MAX_TEMPLATES:
+                self._templates.pop(next(iter(self._templates)), None)
+        return template
+
+
+def _read_template(stored: StoredModel) -> PromptTemplate:
+    """Return the template that the model was given, else the one that came with its weights."""
+    if stored.template is not None:
+        return PromptTemplate.open(go=stored.template)
+    with closing(stored.open_weights()) as weights:
+        jinja = chat_template(weights)
+        if jinja is None:
+            return PromptTemplate.open()
+        tokenizer = open_tokenizer(weights)  # only for the two markers that such a template writes itself
+        return PromptTemplate.open(jinja=jinja, bos=tokenizer.bos_token, eos=tokenizer.eos_token)
+
+
+def _files(stored: StoredModel) -> ModelFiles:
+    digests = [str(layer.digest) for layer in stored.weight_layers]
+    key = digests[0] if len(digests) == 1 else Digest.of("\n".join(digests).encode())
+    return ModelFiles(key, stored.weights)

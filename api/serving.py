@@ -1,0 +1,115 @@
+"""From a model's name to the events of its reply. The APIs differ only in how they word the two ends of this way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable
+from contextlib import AbstractAsyncContextManager, aclosing
+
+from ..core.scheduler.messages import Finished, Generate, Piece
+from ..core.scheduler.models import Models
+from ..core.scheduler.runner import Runner
+from ..core.settings import Settings
+from ..store import Options, Store
+from .asking import Wish
+from .library import Library, Model
+from .prompts import Prompt
+from .replies import Ended, Events
+
+MAX_CONTEXTS = 10  # a reply may be this many times as long as the context, whatever num_predict says
+
+
+class Serving:
+    """What every endpoint needs: the store, the loaded models, and the way from one to the other."""
+
+    def __init__(self, settings: Settings, store: Store, models: Models) -> None:
+        self.settings, self.store, self.models = settings, store, models
+        self.library = Library(store)
+
+    def context_length(self, runner: Runner | None, wanted: int | None = None) -> int:
+        """Return how many tokens a request may hold, prompt included."""
+        wanted = wanted or self.settings.context_length
+        return min(wanted, runner.facts.context_length) if runner else wanted
+
+    def open(self, name: str) -> Awaitable[Model]:
+        """Return the model called name. Raises InvalidName, ModelNotFound, BadModel."""
+        return self.library.open(name)
+
+    async def load(self, model: Model, wish: Wish) -> Events:
+        """Make sure that the model is loaded. Raises what loading raises, and WrongType for bad options."""
+        _options(model, wish)
+        async with self._lease(model, wish):
+            yield Ended(reason="load")
+
+    async def unload(self, model: Model) -> Events:
+        """Unload the model, now or when its last request ends."""
+        await self.models.unload(model.files.key)
+        yield Ended(reason="unload")
+
+    async def render(self, model: Model, wish: Wish, prompt: Prompt) -> str:
+        """Return the text that the model would read."""
+        options = _options(model, wish)
+        async with self._lease(model, wish) as runner:
+            return await prompt.text(runner, self.context_length(runner, options.num_ctx))
+
+    async def reply(self, model: Model, wish: Wish, prompt: Prompt, *, with_context: bool = False) -> Events:
+        """Yield the reply to prompt. with_context: the end carries the tokens of prompt and answer.
+
+        Raises BadRequest, Busy, BadModel or RunnerDied, before the first event or between two.
+        """
+        options = _options(model, wish)
+        async with self._lease(model, wish) as runner:
+            load_ns = time.monotonic_ns() - wish.arrived_ns
+            text = await prompt.text(runner, self.context_length(runner, options.num_ctx))
+            # Markers of control tokens count wherever they stand in the rendered text, a user's own words included:
+            # templates write them as text, and the servers whose interface this is do the same.
+            tokens = await runner.tokenize(text, special=True)
+            answer: list[str] = []
+            async with aclosing(runner.generate(self._order(runner, tokens, options, wish))) as events:
+                async for event in events:
+                    if isinstance(event, Piece):
+                        answer.append(event.text)
+                        yield event
+                    else:
+                        finished = event
+            context = await _context(runner, text, answer) if with_context else ()
+            yield _ended(finished, context, load_ns, wish)
+
+    def _lease(self, model: Model, wish: Wish) -> AbstractAsyncContextManager[Runner]:
+        return self.models.lease(model.files, name=model.stored.name.short, keep_alive=wish.keep_alive)
+
+    def _order(self, runner: Runner, tokens: list[int], options: Options, wish: Wish) -> Generate:
+        """Return what to ask of the runner."""
+        num_ctx = self.context_length(runner, options.num_ctx)
+        keep = len(tokens) if options.num_keep < 0 else options.num_keep
+        longest = MAX_CONTEXTS * num_ctx
+        return Generate(
+            prompt=tokens,
+            sampling=options.sampling(),
+            stop=list(options.stop),
+            max_tokens=min(options.num_predict or longest, longest),
+            num_ctx=num_ctx,
+            num_keep=min(keep, num_ctx - 1),
+            num_batch=options.num_batch,
+            truncate=wish.truncate,
+            shift=wish.shift,
+            logprobs=wish.logprobs,
+        )
+
+
+def _options(model: Model, wish: Wish) -> Options:
+    return Options.merge(Options(), model.params, wish.options)
+
+
+async def _context(runner: Runner, prompt: str, answer: list[str]) -> tuple[int, ...]:
+    return tuple(await runner.tokenize(prompt + "".join(answer), special=True, start=False))
+
+
+def _ended(finished: Finished, context: tuple[int, ...], load_ns: int, wish: Wish) -> Ended:
+    return Ended(
+        reason=finished.reason,
+        finished=finished,
+        context=context,
+        load_ns=load_ns,
+        total_ns=time.monotonic_ns() - wish.arrived_ns,
+    )

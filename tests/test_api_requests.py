@@ -1,0 +1,72 @@
+"""Reading request bodies as clients of Go servers write them."""
+
+import msgspec
+import pytest
+
+from puna.api.requests import parse_body
+from puna.core.errors import BadRequest
+
+
+class Body(msgspec.Struct):
+    model: str = ""
+    stream: bool = True
+    options: dict[str, float] = {}
+
+
+def test_keys_of_the_outermost_object_match_in_any_case():
+    assert parse_body(b'{"MODEL": "m", "Stream": false}', Body) == Body("m", False)
+
+
+def test_the_last_of_repeated_keys_wins():
+    assert parse_body(b'{"model": "a", "Model": "b", "model2": 1}', Body).model == "b"
+    assert parse_body(b'{"model": "a", "model": "b"}', Body).model == "b"
+
+
+def test_keys_inside_values_keep_their_case():
+    assert parse_body(b'{"options": {"Top": 1}}', Body).options == {"Top": 1.0}
+
+
+def test_null_means_not_given():
+    assert parse_body(b'{"model": null, "stream": null}', Body) == Body()
+
+
+def test_only_the_first_json_value_is_read():
+    assert parse_body(b' \n{"model": "m"} trailing', Body).model == "m"
+
+
+def test_unknown_fields_are_accepted():
+    assert parse_body(b'{"model": "m", "flavour": 3}', Body).model == "m"
+
+
+@pytest.mark.parametrize(
+    ("text", "read"), [(b'"\xff"', "\ufffd"), (rb'"\ud83d!"', "\ufffd!"), (rb'"\ud83d\ude00"', "😀")]
+)
+def test_what_is_no_unicode_becomes_the_replacement_character(text, read):
+    assert parse_body(b'{"model": %s}' % text, Body).model == read
+
+
+@pytest.mark.parametrize("body", [b"", b"  \r\n"])
+def test_an_empty_body_is_missing(body):
+    with pytest.raises(BadRequest, match=r"^missing request body$"):
+        parse_body(body, Body)
+    with pytest.raises(BadRequest, match=r"^EOF$"):
+        parse_body(body, Body, missing="EOF")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"model": }', "invalid JSON: Expecting value, line 1, column 11"),
+        (b'{"model": "m"', "invalid JSON"),
+        (b'{"options": {"a": NaN}}', "invalid JSON: NaN is not a JSON number"),
+        (b'{"options": ' + b"[" * 100_000, "invalid JSON: nested too deeply"),
+        (b'{"options": {"a": 1' + b"0" * 5000 + b"}}", "invalid JSON"),
+        (b"[1]", "must be a JSON object, not array"),
+        (b"null", "must be a JSON object, not null"),
+        (b'{"stream": "yes"}', "stream: expected `bool`, got `str`"),
+        (b'{"options": {"a": "b"}}', r"options\[...\]: expected `float`, got `str`"),
+    ],
+)
+def test_a_bad_body_is_refused_with_its_reason(body, said):
+    with pytest.raises(BadRequest, match=said):
+        parse_body(body, Body)
