@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -84,7 +84,7 @@ class Store:
                 raise ModelNotFound(name) from None
             self._drop_unused(old)
 
-    def create(self, request: CreateRequest) -> Iterator[Progress]:
+    def create(self, request: CreateRequest) -> Generator[Progress]:
         """Make a model, telling of each step. Closing the iterator early leaves the store valid and the name as it was.
 
         Raises BadRequest, before the first step where the request alone shows it; ModelNotFound for the base.
