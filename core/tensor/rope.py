@@ -184,8 +184,9 @@ def _yarn_magnitude(rule: Keys, factor: float) -> float:
 
     if "attention_factor" in rule:
         return rule.number("attention_factor", low=0.0)
-    if "mscale" in rule and "mscale_all_dim" in rule:
-        return sharpen(rule.number("mscale")) / sharpen(rule.number("mscale_all_dim"))
+    scale, scale_all = (rule.number(name, 0.0, low=0.0) for name in ("mscale", "mscale_all_dim"))
+    if scale and scale_all:  # 0 counts as missing, as in the code that such configs are written for
+        return sharpen(scale) / sharpen(scale_all)
     return sharpen(1.0)
 
 
