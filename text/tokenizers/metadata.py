@@ -1,0 +1,78 @@
+"""Reads a tokenizer from the metadata of a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...core.errors import Unsupported
+from ...core.keys import Keys
+from .byte_level import byte_level_bpe
+from .ends import find_ends
+from .family import Family
+from .pieces import spell
+from .sentencepiece import sentencepiece_bpe
+from .tokenizer import Frame, TextTokenizer
+from .vocabulary import Kind, Vocabulary, check_ids, read_id, read_vocabulary
+from .wordpiece import word_piece
+
+FAMILIES = {"gpt2": byte_level_bpe, "llama": sentencepiece_bpe, "bert": word_piece}
+
+
+def from_metadata(metadata: Mapping[str, Any], *, pre: str | None = None) -> TextTokenizer:
+    """Return the tokenizer that the tokenizer.ggml.* keys describe; see `open_tokenizer`."""
+    keys = Keys(metadata, prefix="tokenizer.ggml.", origin="GGUF metadata")
+    name = keys.text("model")
+    if name not in FAMILIES:
+        raise Unsupported(f"tokenizer.ggml.model is {name!r}; tokenizers of {', '.join(FAMILIES)} can be read")
+    vocabulary = read_vocabulary(keys)
+    family = FAMILIES[name](keys, vocabulary, pre)
+    control = {piece: token for token, piece in vocabulary.of(Kind.CONTROL)}
+    bos, eos = _first_id(keys, vocabulary, "bos", "cls"), _first_id(keys, vocabulary, "eos", "separator", "seperator")
+    return TextTokenizer(
+        family.engine,
+        spell(
+            family.vocabulary.pieces,
+            family.spelling,
+            control=[token for token, _ in vocabulary.of(Kind.CONTROL, Kind.UNKNOWN)],
+            padding=[token for token, _ in vocabulary.of(Kind.UNUSED)],
+            dummy_prefix=family.dummy_prefix,
+        ),
+        _frame(keys, family, bos, eos),
+        stop_ids=find_ends(_named_ends(keys, vocabulary), control),
+        bos_token=_text(vocabulary, bos),
+        eos_token=_text(vocabulary, eos),
+        vocab_size=_vocab_size(metadata),
+    )
+
+
+def _first_id(keys: Keys, vocabulary: Vocabulary, *names: str) -> int | None:
+    """Return the first id that the file gives under one of these names ("seperator" is how llama.cpp writes it)."""
+    found = (read_id(keys, f"{name}_token_id", size=len(vocabulary.pieces)) for name in names)
+    return next((token for token in found if token is not None), None)
+
+
+def _frame(keys: Keys, family: Family, bos: int | None, eos: int | None) -> Frame:
+    add_bos = keys.flag("add_bos_token", family.add_bos)
+    add_eos = keys.flag("add_eos_token", family.add_eos)
+    return Frame(
+        before=[bos] if add_bos and bos is not None else [],
+        after=[eos] if add_eos and eos is not None else [],
+    )
+
+
+def _named_ends(keys: Keys, vocabulary: Vocabulary) -> set[int]:
+    size = len(vocabulary.pieces)
+    single = [read_id(keys, f"{name}_token_id", size=size) for name in ("eos", "eot", "eom")]
+    several = check_ids(keys, "eos_token_ids", keys.list("eos_token_ids"), size=size)
+    return {token for token in [*single, *several] if token is not None}
+
+
+def _text(vocabulary: Vocabulary, token: int | None) -> str:
+    return "" if token is None else vocabulary.pieces[token]
+
+
+def _vocab_size(metadata: Mapping[str, Any]) -> int:
+    """Return the rows of the embedding, where the file says it; 0 where it leaves that to the length of the list."""
+    prefix = f"{metadata.get('general.architecture')}."
+    return Keys(metadata, prefix=prefix, origin="GGUF metadata").integer("vocab_size", 0, low=0)

@@ -1,0 +1,81 @@
+"""The bytes that each token adds to a text, for the three ways in which vocabularies spell them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+SPACE = "▁"  # U+2581, how SentencePiece and GGUF's WordPiece write a space
+
+Spelling = Callable[[str], bytes]
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """Return GPT-2's byte -> character map: printable characters stand for themselves, the rest follow from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + n) for n, byte in enumerate(others)}
+
+
+_ALPHABET = _byte_alphabet()
+# Latin-1 characters outside the alphabet go where no byte is, so that encoding them fails.
+_TO_LATIN1 = str.maketrans(dict.fromkeys(map(chr, range(256)), "\uffff") | {c: chr(b) for b, c in _ALPHABET.items()})
+
+
+def in_byte_alphabet(text: str) -> str:
+    """Return text as a byte-level BPE piece spells it."""
+    return text.encode("utf-8").decode("latin-1").translate(_ALPHABET)
+
+
+def byte_level(piece: str) -> bytes:
+    """Return the bytes of a byte-level BPE piece; one with characters outside the alphabet stands for itself."""
+    try:
+        return piece.translate(_TO_LATIN1).encode("latin-1")
+    except UnicodeEncodeError:
+        return piece.encode()
+
+
+def byte_value(piece: str) -> int | None:
+    """Return the value of a byte piece such as <0x0A>; None for any other."""
+    return int(piece[3:5], 16) if re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece) else None
+
+
+def sentencepiece(piece: str) -> bytes:
+    """Return the bytes of a SentencePiece piece."""
+    if piece.startswith("<0x") and (value := byte_value(piece)) is not None:
+        return bytes([value])
+    return piece.replace(SPACE, " ").encode()
+
+
+def word_piece(piece: str, *, tidy: bool) -> bytes:
+    """Return the bytes of a WordPiece piece as Hugging Face spells it: "word" with a space before it, or "##ing".
+
+    tidy: without the space before punctuation and English contractions.
+    """
+    if piece.startswith("##"):
+        return piece[2:].encode()
+    text = " " + piece
+    return (re.sub(r" ([.?!,]|n't|'m|'s|'ve|'re)", r"\1", text) if tidy else text).encode()
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The bytes of every token. Ids at or above the length of the lists add nothing."""
+
+    shown: list[bytes]  # control tokens are spelled out
+    hidden: list[bytes]  # control tokens are empty
+    dummy_prefix: bool  # the first space of a text was put there by the tokenizer and is no part of it
+
+
+def spell(
+    pieces: Iterable[str], spelling: Spelling, *, control: Iterable[int], padding: Iterable[int], dummy_prefix: bool
+) -> Pieces:
+    """Return the bytes of all pieces. Tokens in control are hidden unless asked for, those in padding always."""
+    shown = [spelling(piece) for piece in pieces]
+    for token in padding:
+        shown[token] = b""
+    hidden = shown.copy()
+    for token in control:
+        hidden[token] = b""
+    return Pieces(shown, hidden, dummy_prefix)
