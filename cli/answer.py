@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from ..core.errors import Failure
 from .progress import waiting
 from .replies import Chunk, ToolCall
 from .words import duration_words
@@ -50,7 +51,8 @@ class Screen:
     def __init__(self, stream: TextIO, style: Style) -> None:
         self._stream, self._style = stream, style
         self._terminal = stream.isatty()
-        self._wrap = WordWrap(_columns() if self._terminal and style.word_wrap else 0)
+        wraps = self._terminal and style.word_wrap
+        self._wrap = WordWrap(shutil.get_terminal_size().columns if wraps else 0)
         self._thinking = False
 
     def show(self, chunk: Chunk) -> None:
@@ -86,6 +88,7 @@ def show_answer(chunks: Generator[Chunk, None, None], style: Style, answer: Answ
     """Write an answer to stdout as it arrives, its figures to stderr if style asks for them, and return it.
 
     answer: filled as the chunks come in, so that a caller still has what arrived before an interruption.
+    Raises Failure if the stream ends before the answer does.
     """
     answer = answer or Answer()
     screen = Screen(sys.stdout, style)
@@ -100,7 +103,9 @@ def show_answer(chunks: Generator[Chunk, None, None], style: Style, answer: Answ
             spinner.close()
             if answer.text or answer.thinking or answer.last:
                 screen.close()
-    if style.verbose and answer.last:
+    if answer.last is None:
+        raise Failure("the server ended the answer before it was complete")
+    if style.verbose:
         sys.stderr.write(figures(answer.last))
     return answer
 
@@ -122,7 +127,3 @@ def figures(last: Chunk) -> str:
 
 def _rate(tokens: int, nanoseconds: int) -> str:
     return f"{tokens / (nanoseconds / 1e9) if nanoseconds else 0.0:.2f} tokens/s"
-
-
-def _columns() -> int:
-    return shutil.get_terminal_size().columns

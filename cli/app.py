@@ -29,14 +29,14 @@ def run_command(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
         sys.stdout.flush()
-    except Failure as failure:
-        print(f"Error: {failure}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
         sys.exit(_PIPE_CLOSED)
+    except (Failure, OSError) as failure:
+        print(f"Error: {failure}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _version() -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import msgspec
-
-_LONG_AGO = datetime.fromtimestamp(0, UTC)
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -19,10 +17,7 @@ class Version(msgspec.Struct, frozen=True):
 class Details(msgspec.Struct, frozen=True):
     """What kind of model a model is."""
 
-    parent_model: str = ""
-    format: str = ""
     family: str = ""
-    families: list[str] | None = None
     parameter_size: str = ""
     quantization_level: str = ""
 
@@ -104,7 +99,6 @@ class ModelCard(msgspec.Struct, frozen=True):
     projector_info: dict[str, Any] = {}
     tensors: list[Tensor] | None = None
     capabilities: list[str] = []
-    modified_at: datetime = _LONG_AGO
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -114,7 +108,6 @@ class Chunk(msgspec.Struct, frozen=True):
     thinking: str = ""
     message: Message | None = None
     done: bool = False
-    done_reason: str = ""
     total_duration: int = 0
     load_duration: int = 0
     prompt_eval_count: int = 0
@@ -137,7 +130,6 @@ class Status(msgspec.Struct, frozen=True):
     """A progress line of /api/create. Sizes in bytes."""
 
     status: str = ""
-    digest: str = ""
     total: int = 0
     completed: int = 0
 

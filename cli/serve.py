@@ -33,6 +33,7 @@ WARNING: port {port} can use, change and delete your models. PUNA_HOST=127.0.0.1
 def run_server(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises Failure if the address cannot be listened on."""
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("hypercorn.error").propagate = False  # it writes its own lines
     logging.getLogger("puna").setLevel(logging.DEBUG if settings.debug else logging.INFO)
     asyncio.run(_serve(settings))
 

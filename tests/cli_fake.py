@@ -24,6 +24,7 @@ class Fake:
     words: list[str] = field(default_factory=lambda: ["Hello", " there", "."])
     thinking: list[str] = field(default_factory=list)
     failure: str = ""  # sent as the last line of every stream
+    breaks_off: bool = False  # streams end without their last line
     endless: bool = False  # answers go on until the client leaves
     left: threading.Event = field(default_factory=threading.Event)  # a client went away in the middle of an answer
     versions: str = "0.1.0"
@@ -123,7 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
             while self.fake.endless:
                 for line in lines[:-1]:
                     self._chunk(line)
-            self._chunk({"error": self.fake.failure} if self.fake.failure else lines[-1])
+            if not self.fake.breaks_off:
+                self._chunk({"error": self.fake.failure} if self.fake.failure else lines[-1])
             self.wfile.write(b"0\r\n\r\n")
         except OSError:
             self.fake.left.set()

@@ -152,6 +152,13 @@ def test_an_error_in_the_middle_of_an_answer_ends_the_command(puna: Puna, fake: 
     assert puna("run", "tiny", "hi") == ("Hello there.\n\n", "Error: the runner died\n", 1)
 
 
+def test_an_answer_that_breaks_off_is_an_error(puna: Puna, fake: Fake):
+    fake.breaks_off = True
+    out, err, status = puna("run", "tiny", "hi")
+    assert (out, status) == ("Hello there.\n\n", 1)
+    assert err == "Error: the server ended the answer before it was complete\n"
+
+
 def test_line_separators_inside_an_answer_do_not_break_the_stream(puna: Puna, fake: Fake):
     fake.words = ["a\u2028b\x85c"]
     assert puna("run", "tiny", "hi")[0] == "a\u2028b\x85c\n\n"
