@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,7 +197,7 @@ def test_a_body_that_is_not_understood_is_an_error_and_no_traceback(puna: Puna, 
 
 
 def test_images_are_taken_out_of_a_prompt_for_models_that_see(
-    puna: Puna, fake: Fake, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    puna: Puna, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my cat.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -207,3 +208,35 @@ def test_images_are_taken_out_of_a_prompt_for_models_that_see(
         {"model": "tiny", "prompt": "what is on  or on ./dog.jpg?", "images": ["iVBORw0KGgo="]}
     ]
     assert json.dumps(fake.bodies("/api/show")) == '[{"model": "tiny", "verbose": false}]'
+
+
+def test_a_path_to_an_image_may_start_inside_what_looked_like_one(
+    puna: Puna, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cat.webp").write_bytes(b"RIFF\x00\x00\x00\x00WEBP")
+    fake.models["tiny:latest"] = {"capabilities": ["vision"]}
+    puna("run", "tiny", "dog / cat? './cat.webp'")
+    assert fake.bodies("/api/generate")[0]["prompt"] == "dog / cat?"
+
+
+def test_a_file_that_only_looks_like_an_image_is_refused(
+    puna: Puna, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "key.png").write_text("secret")
+    fake.models["tiny:latest"] = {"capabilities": ["vision"]}
+    _, err, status = puna("run", "tiny", f"look at {tmp_path}/key.png")
+    assert err == f"Error: {tmp_path}/key.png: not a JPEG, PNG or WebP image\n"
+    assert status == 1
+    assert fake.bodies("/api/generate") == []
+
+
+def test_plugins_lists_what_works_and_why_something_does_not(puna: Puna, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PUNA_PLUGINS", "no_such_module")
+    out, err, status = puna("plugins")
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["NAME", "PACKAGE", "ARCHITECTURES"]
+    assert rows[1] == ["no_such_module", "PUNA_PLUGINS", "(disabled)"]
+    assert ["llama", "puna"] in [row[:2] for row in rows]
+    assert "no_such_module is disabled: ModuleNotFoundError: No module named 'no_such_module'" in out
+    assert (err, status) == ("", 0)
