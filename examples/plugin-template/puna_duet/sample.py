@@ -41,6 +41,8 @@ def write_sample(path: Path, seed: int = 1) -> None:
     def add(name: str, *shape: int) -> None:
         scale = 1.0 if len(shape) == 1 else shape[-1] ** -0.5
         values = np.ones(shape) if len(shape) == 1 else random.standard_normal(shape) * scale
+        if name == "token_embd.weight":
+            values[-1] = 0.0  # the end token's logit is always 0, never the largest: greedy replies end by length
         writer.add_tensor(name, values.astype(np.float32))
 
     add("token_embd.weight", len(tokens), HIDDEN)
