@@ -1,0 +1,373 @@
+"""Each operation on numpy arrays against a literal twin in float64, and how operations find their implementation."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from puna.core.errors import BadModel
+from puna.core.tensor import attend, embed, gated_mlp, linear, project, rms_norm, rope, rope_table, rotations
+from puna.core.tensor.blocks import by_name
+from puna.core.tensor.cpu import FEW, TILE_ROWS, CpuLoader, CpuMatrix, CpuSeen, CpuSpan
+from puna.core.tensor.decode import KINDS, decode_tensor
+from puna.core.tensor.ops import Operation
+from puna.core.tensor.weights import open_weights
+
+FIXTURES = Path(__file__).parent / "fixtures"
+FORMATS = sorted((by_name(name) for name in (
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+    "IQ4_NL", "IQ4_XS", "MXFP4",
+)), key=lambda form: form.id)  # fmt: skip
+HALVES_AT = {  # bytes where a block's half-precision scale and minimum lie
+    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "IQ4_NL": (0,), "IQ4_XS": (0,),
+}  # fmt: skip
+FEW_OR_MANY = st.integers(1, 2 * FEW)
+
+kernels = settings(deadline=None, max_examples=60)  # the first call of a kernel may compile it
+
+
+def floats(rng, *shape):
+    return rng.standard_normal(shape, np.float32)
+
+
+def matrix(rng, form, rows, columns):
+    """Random bytes of a format, with scales of an everyday size: a weight and its values in float64."""
+    if form.elements == 1:
+        values = floats(rng, rows, columns)
+        if form.name == "BF16":
+            data = (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+        else:
+            data = values.astype({"F32": np.float32, "F16": np.float16}[form.name]).view(np.uint8)
+    else:
+        blocks = rng.integers(0, 256, (rows, columns // form.elements, form.nbytes), np.uint8)
+        for at in HALVES_AT.get(form.name, ()):
+            scales = rng.uniform(-0.1, 0.1, blocks.shape[:2]).astype(np.float16)
+            blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
+        if form.name == "MXFP4":
+            blocks[..., 0] = rng.integers(120, 128, blocks.shape[:2])  # powers of two up to 1
+        data = blocks.reshape(rows, -1)
+    data = np.ascontiguousarray(data)
+    data.flags.writeable = False
+    wide = decode_tensor(data, form, (rows, columns)).astype(np.float64)
+    return CpuMatrix(form, data, (rows, columns)), wide
+
+
+def plain(rng, rows, columns):
+    return matrix(rng, by_name("F32"), rows, columns)
+
+
+def assert_product(found, x, wide, bias=0.0):
+    """A float32 sum may be off by a small share of the sum of its terms' magnitudes."""
+    assert found.dtype == np.float32
+    x = x.astype(np.float64)
+    room = 4e-6 * (np.abs(x) @ np.abs(wide).T + np.abs(bias)) + 1e-30
+    assert (np.abs(found - (x @ wide.T + bias)) <= room).all()
+
+
+# ---- products with weights -----------------------------------------------------------------------------------------
+
+
+def test_the_formats_here_are_all_that_have_kernels():
+    assert {form.id for form in FORMATS} == KINDS
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+@kernels
+@given(tokens=FEW_OR_MANY, rows=st.integers(1, 70), blocks=st.integers(1, 3), seed=st.integers(0, 1 << 32))
+def test_linear_multiplies_with_the_widened_weight(form, tokens, rows, blocks, seed):
+    rng = np.random.default_rng(seed)
+    columns = blocks * form.elements if form.elements > 1 else 19 * blocks
+    weight, wide = matrix(rng, form, rows, columns)
+    x = floats(rng, tokens, columns)
+    assert_product(linear(x, weight), x, wide)
+
+
+@pytest.mark.parametrize("tokens", [1, FEW, FEW + 1])
+def test_linear_adds_a_bias_to_every_row(tokens):
+    rng = np.random.default_rng(0)
+    weight, wide = plain(rng, 33, 64)
+    x, bias = floats(rng, tokens, 64), floats(rng, 33)
+    assert_product(linear(x, weight, bias), x, wide, bias.astype(np.float64))
+
+
+@pytest.mark.parametrize("tokens", [1, FEW + 1])
+@pytest.mark.parametrize("rows", [TILE_ROWS - 1, TILE_ROWS, 2 * TILE_ROWS + 1])
+def test_a_weight_of_several_tiles_is_multiplied_whole(tokens, rows):
+    rng = np.random.default_rng(rows)
+    weight, wide = matrix(rng, by_name("Q8_0"), rows, 32)
+    x = floats(rng, tokens, 32)
+    assert_product(linear(x, weight), x, wide)
+
+
+def test_linear_reads_rows_that_do_not_lie_side_by_side():
+    rng = np.random.default_rng(0)
+    weight, wide = plain(rng, 5, 8)
+    x = floats(rng, 6, 16)[::2, ::2]
+    assert_product(linear(x, weight), x, wide)
+
+
+def test_linear_leaves_its_arguments_alone():
+    rng = np.random.default_rng(0)
+    weight, _ = plain(rng, 5, 8)
+    x, bias = floats(rng, 2, 8), floats(rng, 5)
+    before = x.copy(), bias.copy()
+    linear(x, weight, bias)
+    np.testing.assert_array_equal(x, before[0])
+    np.testing.assert_array_equal(bias, before[1])
+
+
+@pytest.mark.parametrize("tokens", [3, FEW + 3])
+def test_project_gives_each_product_with_its_bias(tokens):
+    rng = np.random.default_rng(0)
+    parts = [
+        (*plain(rng, rows, 24), floats(rng, rows) if biased else None) for rows, biased in ((8, 1), (4, 0), (6, 1))
+    ]
+    x = floats(rng, tokens, 24)
+    found = project(x, *[(weight, bias) for weight, _, bias in parts])
+    assert len(found) == 3
+    for product, (_, wide, bias) in zip(found, parts, strict=True):
+        assert_product(product, x, wide, 0.0 if bias is None else bias.astype(np.float64))
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_embed_returns_the_rows_of_its_tokens(form):
+    rng = np.random.default_rng(0)
+    table, wide = matrix(rng, form, 9, 2 * form.elements)
+    tokens = np.array([8, 0, 3, 3], np.int32)
+    found = embed(tokens, table)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, wide[tokens].astype(np.float32))
+
+
+@kernels
+@given(tokens=FEW_OR_MANY, seed=st.integers(0, 1 << 32), size=st.sampled_from([1.0, 1e3, 1e-3]))
+def test_gated_mlp_is_down_of_silu_of_gate_times_up(tokens, seed, size):
+    rng = np.random.default_rng(seed)
+    (gate, wide_gate), (up, wide_up), (down, wide_down) = plain(rng, 40, 24), plain(rng, 40, 24), plain(rng, 24, 40)
+    x = floats(rng, tokens, 24) * np.float32(size)
+    found = gated_mlp(x, gate, up, down)
+    wide = x.astype(np.float64)
+    gated = wide @ wide_gate.T
+    with np.errstate(over="ignore"):  # exp of what is far below zero
+        inner = gated / (1 + np.exp(-gated)) * (wide @ wide_up.T)
+    expected = inner @ wide_down.T
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-5 * (np.abs(inner) @ np.abs(wide_down).T).max())
+
+
+# ---- norms ---------------------------------------------------------------------------------------------------------
+
+
+@given(
+    shape=st.lists(st.integers(1, 40), min_size=2, max_size=3).map(tuple), seed=st.integers(0, 1 << 32),
+    eps=st.sampled_from([1e-6, 1e-5, 0.1]), size=st.sampled_from([1e-3, 1.0, 1e4]),
+)  # fmt: skip
+def test_rms_norm_scales_the_last_dimension(shape, seed, eps, size):
+    rng = np.random.default_rng(seed)
+    x, weight = floats(rng, *shape) * np.float32(size), floats(rng, shape[-1])
+    found = rms_norm(x, weight, eps)
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + eps) * weight
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-12)
+
+
+# ---- positions -----------------------------------------------------------------------------------------------------
+
+
+def rope_twin(x, positions, table):
+    out = x.astype(np.float64)
+    half = len(table.frequencies)
+    for t, position in enumerate(positions):
+        for k, theta in enumerate(table.frequencies.astype(np.float64)):
+            a, b = (k, k + half) if table.pairing == "split" else (2 * k, 2 * k + 1)
+            angle = np.float32(position) * np.float32(theta)  # as the references: in float32
+            cos, sin = math.cos(angle) * table.magnitude, math.sin(angle) * table.magnitude
+            out[t, :, a] = x[t, :, a] * cos - x[t, :, b] * sin
+            out[t, :, b] = x[t, :, a] * sin + x[t, :, b] * cos
+    return out
+
+
+@given(
+    pairing=st.sampled_from(["split", "interleaved"]), half=st.integers(1, 16), beyond=st.integers(0, 8),
+    heads=st.integers(1, 4), positions=st.lists(st.integers(0, 131072), min_size=1, max_size=5),
+    magnitude=st.sampled_from([1.0, 1.139]), seed=st.integers(0, 1 << 32),
+)  # fmt: skip
+def test_rope_turns_each_pair_by_its_position(pairing, half, beyond, heads, positions, magnitude, seed):
+    table = rope_table(2 * half, base=10000.0, pairing=pairing)
+    table = type(table)(table.frequencies, table.pairing, magnitude)
+    x = floats(np.random.default_rng(seed), len(positions), heads, 2 * half + beyond)
+    found = rope(x, rotations(np.array(positions, np.int32), table))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, rope_twin(x, positions, table), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found[..., 2 * half :], x[..., 2 * half :])
+
+
+def test_nothing_turns_at_position_zero():
+    x = floats(np.random.default_rng(0), 1, 2, 8)
+    table = rope_table(8, base=10000.0, pairing="split")
+    np.testing.assert_array_equal(rope(x, rotations(np.zeros(1, np.int32), table)), x)
+
+
+# ---- attention -----------------------------------------------------------------------------------------------------
+
+
+def attend_twin(q, seen, scale):
+    T, H, _ = q.shape
+    out = np.zeros((T, H, seen.spans[0].values.shape[2]))
+    for span in seen.spans:
+        keys, values = (
+            (a.view(np.float16) if a.dtype == np.uint16 else a).astype(np.float64) for a in (span.keys, span.values)
+        )
+        group = H // keys.shape[1]
+        for t in range(span.start, span.stop):
+            position = span.first + t - span.start
+            low = max(0, position + 1 - seen.window) if seen.window else 0
+            for h in range(H):
+                scores = keys[low : position + 1, h // group] @ q[t, h].astype(np.float64) * scale
+                weights = np.exp(scores - scores.max())
+                out[t, h] = weights @ values[low : position + 1, h // group] / weights.sum()
+    return out.reshape(T, -1)
+
+
+@st.composite
+def attention(draw):
+    """Queries of several sequences in one batch, and what each has behind it."""
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    K, group, E, F = (draw(st.integers(1, high)) for high in (3, 4, 20, 20))
+    half = draw(st.booleans())
+    spans, start = [], 0
+    for first, length in draw(st.lists(st.tuples(st.integers(0, 70), st.integers(1, 6)), min_size=1, max_size=4)):
+        stored = [floats(rng, first + length, K, size) for size in (E, F)]
+        keys, values = [a.astype(np.float16).view(np.uint16) for a in stored] if half else stored
+        spans.append(CpuSpan(start, start + length, first, keys, values))
+        start += length
+    window = draw(st.sampled_from([0, 1, 2, 31, 32, 33, 1000]))
+    return floats(rng, start, K * group, E), CpuSeen(tuple(spans), window)
+
+
+@kernels
+@given(attention(), st.sampled_from([0.125, 1.0, 30.0]))
+def test_attend_mixes_the_values_that_each_row_may_see(given, scale):
+    q, seen = given
+    found = attend(q, seen, scale=scale)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, attend_twin(q, seen, scale), rtol=1e-4, atol=3e-5 * max(1.0, scale))
+
+
+def one_sequence(keys, values, window=0, first=None):
+    first = len(keys) - 1 if first is None else first
+    return CpuSeen((CpuSpan(0, len(keys) - first, first, keys, values),), window)
+
+
+def test_a_row_does_not_see_what_follows_it():
+    rng = np.random.default_rng(0)
+    keys, values, q = floats(rng, 5, 1, 4), floats(rng, 5, 1, 4), floats(rng, 5, 2, 4)
+    before = attend(q, one_sequence(keys, values, first=0), scale=1.0)
+    keys[4], values[4] = 100.0, 100.0
+    after = attend(q, one_sequence(keys, values, first=0), scale=1.0)
+    np.testing.assert_array_equal(before[:4], after[:4])
+    assert not np.array_equal(before[4], after[4])
+
+
+def test_a_window_of_one_returns_the_rows_own_value():
+    rng = np.random.default_rng(0)
+    values = floats(rng, 40, 1, 4)
+    found = attend(floats(rng, 40, 1, 4), one_sequence(floats(rng, 40, 1, 4), values, window=1, first=0), scale=1.0)
+    np.testing.assert_array_equal(found, values.reshape(40, 4))
+
+
+def test_scores_of_any_size_give_finite_mixtures():
+    rng = np.random.default_rng(0)
+    keys, values, q = floats(rng, 100, 1, 4), floats(rng, 100, 1, 4), floats(rng, 1, 1, 4)
+    found = attend(q, one_sequence(keys, values), scale=1e6)
+    likeliest = np.argmax(keys[:, 0].astype(np.float64) @ q[0, 0].astype(np.float64))
+    np.testing.assert_allclose(found[0], values[likeliest, 0], rtol=1e-6)
+
+
+def test_a_nan_in_a_key_shows_in_the_result():
+    rng = np.random.default_rng(0)
+    keys = floats(rng, 50, 1, 4)
+    keys[3] = np.nan
+    assert np.isnan(attend(floats(rng, 1, 1, 4), one_sequence(keys, floats(rng, 50, 1, 4)), scale=1.0)).all()
+
+
+# ---- weights as they are loaded ------------------------------------------------------------------------------------
+
+
+def test_a_format_without_a_kernel_is_widened_once():
+    source = open_weights(FIXTURES / "ggml-blocks" / "blocks.gguf")
+    info = next(info for info in source.tensors.values() if info.format.name == "IQ2_XXS")
+    weight = CpuLoader().matrix(source, info)
+    assert (weight.format.name, weight.shape, weight.nbytes) == ("F32", info.shape, 4 * math.prod(info.shape))
+    x = floats(np.random.default_rng(0), 2, info.shape[1])
+    assert_product(
+        linear(x, weight), x, decode_tensor(source.raw(info.name), info.format, info.shape).astype(np.float64)
+    )
+
+
+def test_a_weight_lies_where_its_file_is_mapped():
+    source = open_weights(FIXTURES / "ggml-blocks" / "blocks.gguf")
+    info = next(info for info in source.tensors.values() if info.format.name == "Q4_K")
+    weight = CpuLoader().matrix(source, info)
+    assert np.shares_memory(weight.data, source.raw(info.name))
+    assert weight.nbytes == info.nbytes
+
+
+def test_a_weight_has_two_dimensions():
+    source = open_weights(FIXTURES / "llama-bpe" / "hf")
+    vector = source.tensors["model.norm.weight"]
+    with pytest.raises(BadModel, match=r"model\.norm\.weight has 1 dimensions, expected 2"):
+        CpuLoader().matrix(source, vector)
+    assert CpuLoader().array(source, vector).dtype == np.float32
+
+
+# ---- how an operation finds its implementation ---------------------------------------------------------------------
+
+
+class Ghost:
+    """An array without data, as a backend of a third party might bring it."""
+
+    def __init__(self, *shape):
+        self.shape = shape
+
+
+def test_an_operation_runs_what_is_registered_for_the_type_of_its_first_argument():
+    @rms_norm.register(Ghost)
+    def ghostly(x, weight, eps):
+        return Ghost(*x.shape)
+
+    assert rms_norm(Ghost(2, 3), np.ones(3, np.float32), 1e-6).shape == (2, 3)
+    assert ghostly(Ghost(1), None, 0.0).shape == (1,)  # the decorator hands the function back
+    x = np.ones((1, 3), np.float32)
+    np.testing.assert_allclose(rms_norm(x, np.ones(3, np.float32), 0.0), x)
+
+
+def test_an_unknown_type_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"^linear has no implementation for Ghost$"):
+        linear(Ghost(2, 3), None)
+    with pytest.raises(TypeError, match=r"^attend has no implementation for list$"):
+        attend([1.0], None, scale=1.0)
+
+
+def test_an_error_inside_an_implementation_is_not_taken_for_a_missing_one():
+    def declaration(x): ...
+
+    operation = Operation(declaration)
+
+    @operation.register(Ghost)
+    def broken(x):
+        raise KeyError("inside")
+
+    with pytest.raises(KeyError, match="inside"):
+        operation(Ghost())
+
+
+def test_an_operation_keeps_the_name_and_the_documentation_of_its_declaration():
+    assert linear.__name__ == "linear"
+    assert "weight" in linear.__doc__
