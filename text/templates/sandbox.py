@@ -26,8 +26,8 @@ from markupsafe import escape
 from ...core.errors import BadModel
 
 MAX_TEXT = 1 << 24  # characters in one string, and in the output
-MAX_ITEMS = 1 << 20  # elements in one list, nested ones included
-MAX_STEPS = 1_000_000
+MAX_ITEMS = 1 << 18  # elements in one list, nested ones included
+MAX_STEPS = 500_000  # a conversation of ten thousand messages needs about 100 thousand
 MAX_SECONDS = 5.0
 MAX_INTEGER_BITS = 4096
 

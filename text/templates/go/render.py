@@ -33,7 +33,7 @@ from .nodes import (
 )
 from .values import MAX_TEXT, Record, TooLarge, Value, truth, type_name, utf8
 
-MAX_STEPS = 2_000_000  # nodes; a conversation of ten thousand messages needs about 500 thousand
+MAX_STEPS = 1_000_000  # nodes; a conversation of ten thousand messages needs about 300 thousand
 MAX_CALLS = 50  # templates that call one another; the sum with nested blocks stays within Python's own stack
 _CHARACTERS_PER_STEP = 256  # what a function may produce for the price of one node
 
