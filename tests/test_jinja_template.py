@@ -64,6 +64,11 @@ def test_knows_what_chat_templates_use(source, text):
     assert JinjaTemplate(source).render(messages=[{"role": "user", "content": "hi"}]) == text
 
 
+def test_a_list_may_grow_by_one_for_each_of_thousands_of_messages():
+    source = "{% set ns = namespace(x=[]) %}{% for m in messages %}{% set ns.x = ns.x + [m] %}{% endfor %}{{ ns.x | length }}"
+    assert JinjaTemplate(source).render(messages=[{"role": "user", "content": "hi"}] * 5000) == "5000"
+
+
 def test_the_time_of_day_can_be_asked_for():
     assert JinjaTemplate("{{ strftime_now('%Y') }}").render() == time.strftime("%Y")
 

@@ -11,7 +11,8 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 
 from ...core.errors import BadModel, BadRequest, Failure
-from .sandbox import BoundedEnvironment, budget, guarded
+from .limits import budget
+from .sandbox import BoundedEnvironment, guarded
 
 MAX_SOURCE = 1 << 20  # characters; the largest published chat templates have 30 thousand
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-Value = object  # a literal's value; see values.py for what the renderer handles
-
 
 @dataclass(frozen=True, slots=True)
 class Dot:
