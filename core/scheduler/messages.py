@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from ..errors import BadRequest
 from ..tensor.sampling import SamplingParams
 
 VERSION = 1
@@ -20,7 +21,7 @@ FailureKind = Literal["bad_request", "bad_model", "internal"]
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True):
-    """Start one reply."""
+    """Start one reply. Raises BadRequest for numbers below the least that has a meaning."""
 
     prompt: list[int]
     sampling: SamplingParams = SamplingParams()
@@ -32,6 +33,12 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     truncate: bool = True  # a prompt that is too long: cut its middle, or refuse it
     shift: bool = True  # a reply that fills the context: drop the middle and go on, or stop
     logprobs: int | None = None  # None: none; k: the token's own log probability and the k likeliest
+
+    def __post_init__(self) -> None:
+        for name, low in (("num_ctx", 1), ("num_batch", 1), ("max_tokens", 1), ("logprobs", 0)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise BadRequest(f"{name} is {value}: expected a whole number from {low}")
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from .sequence import Sequence
 class Limits:
     """What a step and an engine may take on."""
 
-    step_tokens: int  # tokens of all sequences in one step
+    step_tokens: int  # tokens of all sequences in one step; those that are growing get theirs even if there are more
     sequences: int  # sequences in progress at once
 
 
@@ -60,7 +60,7 @@ class Scheduler:
             self._waiting.remove(sequence)
 
     def plan(self) -> list[Share]:
-        """Choose the next step. Empty only when idle."""
+        """Return the next step's shares, each computed in full before the next plan. Empty only when idle."""
         while self._waiting and len(self._running) < self._limits.sequences:
             self._running.append(self._waiting.popleft())
         growing = [s for s in self._running if s.unread == 1]
@@ -68,11 +68,11 @@ class Scheduler:
         return [self._share(s, 1) for s in growing] + list(self._chunks(reading, len(growing)))
 
     def _chunks(self, reading: list[Sequence], taken: int) -> Iterator[Share]:
-        room = max(self._limits.step_tokens - taken, 0 if taken else 1)
+        room = self._limits.step_tokens - taken
         for sequence in reading:
-            count = min(sequence.unread, room, sequence.request.num_batch or room)
-            if count == 0:
+            if room <= 0:
                 return
+            count = min(sequence.unread, room, sequence.request.num_batch or room)
             room -= count
             yield self._share(sequence, count)
 
