@@ -18,6 +18,8 @@ from .runner import Runner
 
 log = logging.getLogger(__name__)
 
+_CLOSED = "the server is shutting down"
+
 
 class Unset(enum.Enum):
     """The type of UNSET: a request that says nothing about how long its model should stay."""
@@ -81,8 +83,9 @@ class Models:
         self._entries: dict[str, _Entry] = {}
         self._requests = 0
         self._clock = itertools.count()
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()  # set, and replaced, whenever a place may have come free
         self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     @asynccontextmanager
     async def lease(self, model: ModelFiles, *, name: str, keep_alive: KeepAlive = UNSET) -> AsyncIterator[Runner]:
@@ -99,9 +102,9 @@ class Models:
                 entry.keep_alive = keep_alive
             self._set_expiry(entry)
             try:
-                yield await asyncio.shield(entry.loading)
+                yield await _runner(entry)
             finally:
-                await self._let_go(entry)
+                self._let_go(entry)
         finally:
             self._requests -= 1
 
@@ -119,50 +122,53 @@ class Models:
             return False
         entry.keep_alive = 0
         if entry.users == 0:
-            await self._remove(entry)
+            await asyncio.shield(self._discard(entry))
         return True
 
     async def close(self) -> None:
-        """Unload everything."""
+        """Unload everything, in use or not. Requests that wait for a model, or come later, are told Busy."""
+        self._closed = True
         for entry in list(self._entries.values()):
-            await self._remove(entry)
-        await asyncio.gather(*self._closing)
+            self._discard(entry)
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     async def _hold(self, model: ModelFiles, name: str) -> _Entry:
-        """Return the entry of model with one user more, making it if there is room for another."""
-        async with self._changed:
-            while (entry := self._entries.get(model.key)) is None and len(self._entries) >= self._limits.loaded:
-                idle = [e for e in self._entries.values() if e.users == 0]
-                if idle:
-                    self._discard(min(idle, key=lambda e: e.used))
-                else:
-                    await self._changed.wait()
-            if entry is None:
-                entry = self._entries[model.key] = self._start(model, name)
-            entry.users += 1
-            entry.used = next(self._clock)
-            return entry
+        """Return the entry of model with one user more, making it as soon as there is room for another."""
+        while (entry := self._entries.get(model.key)) is None and len(self._entries) >= self._limits.loaded:
+            idle = [e for e in self._entries.values() if e.users == 0]
+            if idle:
+                self._discard(min(idle, key=lambda e: e.used))
+            else:
+                await self._changed.wait()
+        if self._closed:
+            raise Busy(_CLOSED)
+        if entry is None:
+            entry = self._entries[model.key] = self._start(model, name)
+        entry.users += 1
+        entry.used = next(self._clock)
+        return entry
 
     def _start(self, model: ModelFiles, name: str) -> _Entry:
         async def load() -> Runner:
-            # A model that is being evicted gives its memory back before the next one takes it.
-            await asyncio.gather(*self._closing)
+            if self._closing:  # a model that is being evicted gives its memory back before the next one takes it
+                await asyncio.wait(self._closing)
             return await self._load(model)
 
         task = asyncio.get_running_loop().create_task(load(), name=f"load {name}")
-        return _Entry(model.key, name, task, self._limits.keep_alive)
+        entry = _Entry(model.key, name, task, self._limits.keep_alive)
+        task.add_done_callback(lambda task: self._forget(entry) if not _ready(entry) else None)
+        return entry
 
-    async def _let_go(self, entry: _Entry) -> None:
+    def _let_go(self, entry: _Entry) -> None:
         entry.users -= 1
-        if entry.users > 0:
-            return
-        failed = entry.loading.done() and not _ready(entry)
-        if failed or entry.keep_alive == 0:
+        if entry.users > 0 or self._entries.get(entry.key) is not entry:
+            return  # in use, or on its way out
+        if entry.keep_alive == 0:
             self._discard(entry)
         else:
             self._set_expiry(entry)
-        async with self._changed:
-            self._changed.notify_all()
+            self._wake()  # whoever waits for a place may evict it
 
     def _set_expiry(self, entry: _Entry) -> None:
         """Note when the model would go, and arm the timer if nobody uses it."""
@@ -171,37 +177,47 @@ class Models:
             entry.timer = None
         entry.expires_at = None if entry.keep_alive is None else time.time() + entry.keep_alive
         if entry.users == 0 and entry.keep_alive is not None:
-            entry.timer = asyncio.get_running_loop().call_later(entry.keep_alive, self._expire, entry)
+            entry.timer = asyncio.get_running_loop().call_later(entry.keep_alive, self._discard, entry)
 
-    def _expire(self, entry: _Entry) -> None:
-        if entry.users == 0:
-            self._discard(entry)
-
-    def _discard(self, entry: _Entry) -> None:
-        """Start to unload an entry; its key is free at once."""
-        task = asyncio.get_running_loop().create_task(self._remove(entry), name=f"unload {entry.name}")
-        self._entries.pop(entry.key, None)
+    def _discard(self, entry: _Entry) -> asyncio.Task[None]:
+        """Start to unload an entry; its key and its place are free at once. Returns the task that does it."""
+        self._forget(entry)
+        task = asyncio.get_running_loop().create_task(_unload(entry), name=f"unload {entry.name}")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+        return task
 
-    async def _remove(self, entry: _Entry) -> None:
+    def _forget(self, entry: _Entry) -> None:
+        """Take an entry off the list, if it is still there."""
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
         if entry.timer is not None:
             entry.timer.cancel()
-        if not entry.loading.done():
-            entry.loading.cancel()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let those who wait for a place look again, in the order in which they came."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+async def _runner(entry: _Entry) -> Runner:
+    """Return the runner once it is loaded. Raises what loading raised; being cancelled leaves the load alone."""
+    await asyncio.wait([entry.loading])
+    if entry.loading.cancelled():  # only `close` cancels a load that somebody waits for
+        raise Busy(_CLOSED)
+    return entry.loading.result()
+
+
+async def _unload(entry: _Entry) -> None:
+    """Give an entry's memory back, ending its load if that is not done."""
+    entry.loading.cancel()  # changes nothing if it is done
+    await asyncio.wait([entry.loading])
+    if _ready(entry):
         try:
-            runner = await entry.loading
-        except asyncio.CancelledError:
-            if not entry.loading.cancelled():
-                raise  # it is we who are cancelled
-        except Exception as error:
-            log.debug("nothing to unload: %s did not load: %s", entry.name, error)
-        else:
-            await runner.close()
-        async with self._changed:
-            self._changed.notify_all()
+            await entry.loading.result().close()
+        except Exception:
+            log.exception("%s was not unloaded as it should", entry.name)
 
 
 def _ready(entry: _Entry) -> bool:
