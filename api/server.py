@@ -17,7 +17,8 @@ from ..store import Store
 from .app import create_app
 
 BACKLOG = 1024
-SHUTDOWN_S = 5.0  # what running streams get to finish
+SHUTDOWN_S = 3.0  # what running streams get to finish
+STALLED_MS = 60_000  # a client that accepts nothing for so long is gone, and gives up its slot
 
 
 async def serve(
@@ -47,9 +48,12 @@ def listen(address: Address) -> socket.socket:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, *_, where = found[0]
         dual = family == socket.AF_INET6 and address.host == "::" and socket.has_dualstack_ipv6()
-        return socket.create_server(where[:2], family=family, backlog=BACKLOG, dualstack_ipv6=dual)
+        listener = socket.create_server(where[:2], family=family, backlog=BACKLOG, dualstack_ipv6=dual)
     except OSError as error:
         raise Failure(f"cannot listen on {address.host}:{address.port}: {error.strerror or error}") from None
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections inherit it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MS)
+    return listener
 
 
 class BodyDrain:
@@ -69,10 +73,16 @@ class BodyDrain:
             if message["type"] != "http.response.body" or message.get("more_body", False):
                 await send(message)
                 return
+            broken: OSError | None = None
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_drain, receive)
-                await send(message)
+                try:
+                    await send(message)
+                except OSError as error:  # carried out of the task group, which would wrap it
+                    broken = error
                 tasks.cancel_scope.cancel()
+            if broken is not None:
+                raise broken
 
         await self._app(scope, receive, draining_send)
 

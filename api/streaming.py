@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import anyio
 import msgspec
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from ..core.errors import Failure
 from .errors import native_body, openai_body
@@ -39,6 +39,10 @@ NDJSON = Framing("application/x-ndjson", after=b"\n", error_body=native_body)
 EVENTS = Framing("text/event-stream", before=b"data: ", after=b"\n\n", end=b"data: [DONE]\n\n", error_body=openai_body)
 
 
+class _ClientLeft(Exception):
+    """The connection broke while something was being sent."""
+
+
 class ProducedResponse(Response):
     """Sends what a generator yields, one body message a chunk, and pulls the next chunk only when that one is gone.
 
@@ -47,6 +51,7 @@ class ProducedResponse(Response):
     """
 
     def __init__(self, chunks: Chunks, framing: Framing) -> None:
+        # Status, headers and body, the base class's business, are not known before the first chunk is.
         self._chunks, self._framing = chunks, framing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,7 +60,9 @@ class ProducedResponse(Response):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
             try:
-                await self._send_all(send)
+                await self._send_all(_telling(send))
+            except _ClientLeft:
+                pass
             except Exception as error:  # carried out of the task group, which would wrap it
                 failure = error
             finally:
@@ -66,33 +73,45 @@ class ProducedResponse(Response):
             raise failure
 
     async def _send_all(self, send: Send) -> None:
-        first = await anext(self._chunks)
-        headers = [(b"content-type", self._framing.media_type.encode()), (b"cache-control", b"no-cache")]
-        if self._framing is SINGLE:
-            body = self._framing.encode(first)
-            headers[1] = (b"content-length", str(len(body)).encode())
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
-            return
+        body = self._framing.encode(await anext(self._chunks))
+        single = self._framing is SINGLE
+        extra = (b"content-length", str(len(body)).encode()) if single else (b"cache-control", b"no-cache")
+        headers = [(b"content-type", self._framing.media_type.encode()), extra]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send(_part(self._framing.encode(first)))
-        await send(_part(await self._send_rest(send), last=True))
-
-    async def _send_rest(self, send: Send) -> bytes:
-        """Send the other chunks and return the bytes that end the stream."""
-        assert self._framing.error_body is not None
+        await send(_part(body, last=single))
+        if single:
+            return
         try:
             async for chunk in self._chunks:
                 await send(_part(self._framing.encode(chunk)))
+        except _ClientLeft:
+            raise
         except Exception as error:
-            if not isinstance(error, Failure):
-                log.exception("a stream broke off")
-            return self._framing.encode(self._framing.error_body(error))
-        return self._framing.end
+            await send(_part(self._last_words(error), last=True))
+        else:
+            await send(_part(self._framing.end, last=True))
+
+    def _last_words(self, error: Exception) -> bytes:
+        assert self._framing.error_body is not None
+        if not isinstance(error, Failure):
+            log.error("a stream broke off", exc_info=error)
+        return self._framing.encode(self._framing.error_body(error))
 
 
 def _part(body: bytes, *, last: bool = False) -> dict[str, object]:
     return {"type": "http.response.body", "body": body, "more_body": not last}
+
+
+def _telling(send: Send) -> Send:
+    """Return a send that tells a broken connection from other input and output that fails."""
+
+    async def telling_send(message: Message) -> None:
+        try:
+            await send(message)
+        except OSError as error:
+            raise _ClientLeft from error
+
+    return telling_send
 
 
 async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:

@@ -154,3 +154,29 @@ async def test_chunks_are_pulled_only_as_fast_as_they_are_sent():
     client.send = count_while_sending
     await client.get(numbered(), NDJSON)
     assert len(pulled) == 5
+
+
+async def test_a_connection_that_breaks_while_sending_closes_the_generator_and_is_no_error(caplog):
+    client, cleaned = Client(), anyio.Event()
+
+    async def endless():
+        try:
+            while True:
+                yield Word("a")
+        finally:
+            cleaned.set()
+
+    async def break_at_the_third_message(message):
+        client.messages.append(message)
+        if len(client.messages) == 3:
+            raise ConnectionResetError
+
+    client.send = break_at_the_third_message
+    await client.get(endless(), NDJSON)
+    assert cleaned.is_set()
+    assert not caplog.records
+
+
+async def test_a_file_that_cannot_be_read_is_not_taken_for_a_client_that_left():
+    with pytest.raises(OSError, match="disk"):
+        await Client().get(words(failure=OSError("disk")), NDJSON)
