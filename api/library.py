@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio.to_thread
 
+from ..core.errors import BadModel, BadRequest, Failure
 from ..core.scheduler.models import ModelFiles
 from ..store import Digest, Store, StoredModel, chat_template
 from ..text.conversation import Message, PromptTemplate
@@ -30,11 +31,6 @@ class Model:
     files: ModelFiles
 
     @property
-    def capabilities(self) -> frozenset[str]:
-        """What requests may ask of it."""
-        return self.template.capabilities & SERVED
-
-    @property
     def full_name(self) -> str:
         """The name with host and namespace, as errors about capabilities give it."""
         return self.stored.name.full
@@ -50,6 +46,14 @@ class Library:
     async def open(self, name: str) -> Model:
         """Return the model called name. Raises InvalidName, ModelNotFound, BadModel."""
         return await anyio.to_thread.run_sync(self._open, name)
+
+    async def capabilities(self, stored: StoredModel) -> list[str]:
+        """Return what requests may ask of a model: nothing, if its template is broken."""
+        try:
+            template = await anyio.to_thread.run_sync(self._template, stored)
+        except Failure:
+            return []
+        return sorted(template.capabilities & SERVED)
 
     def _open(self, name: str) -> Model:
         stored = self._store.open(name)
@@ -74,7 +78,10 @@ class Library:
 def _read_template(stored: StoredModel) -> PromptTemplate:
     """Return the template that the model was given, else the one that came with its weights."""
     if stored.template is not None:
-        return PromptTemplate.open(go=stored.template)
+        try:
+            return PromptTemplate.open(go=stored.template)
+        except BadRequest as error:  # not of the one who asks the model now
+            raise BadModel(f"{stored.name}: template error: {error}") from None
     with closing(stored.open_weights()) as weights:
         jinja = chat_template(weights)
         if jinja is None:

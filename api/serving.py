@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Awaitable
 from contextlib import AbstractAsyncContextManager, aclosing
 
 from ..core.scheduler.messages import Finished, Generate, Piece
 from ..core.scheduler.models import Models
 from ..core.scheduler.runner import Runner
 from ..core.settings import Settings
-from ..store import Options, Store
+from ..store import Options, Store, unknown_options
 from .asking import Wish
 from .library import Library, Model
 from .prompts import Prompt
 from .replies import Ended, Events
+
+log = logging.getLogger("puna.api")
 
 MAX_CONTEXTS = 10  # a reply may be this many times as long as the context, whatever num_predict says
 
@@ -31,9 +33,9 @@ class Serving:
         wanted = wanted or self.settings.context_length
         return min(wanted, runner.facts.context_length) if runner else wanted
 
-    def open(self, name: str) -> Awaitable[Model]:
+    async def open(self, name: str) -> Model:
         """Return the model called name. Raises InvalidName, ModelNotFound, BadModel."""
-        return self.library.open(name)
+        return await self.library.open(name)
 
     async def load(self, model: Model, wish: Wish) -> Events:
         """Make sure that the model is loaded. Raises what loading raises, and WrongType for bad options."""
@@ -98,6 +100,8 @@ class Serving:
 
 
 def _options(model: Model, wish: Wish) -> Options:
+    for name in unknown_options(wish.options):
+        log.warning("option %r does not exist and is ignored", name)
     return Options.merge(Options(), model.params, wish.options)
 
 

@@ -118,6 +118,16 @@ async def test_a_template_for_tools_does_not_promise_what_the_server_cannot_do(t
         assert (await live.http.post("/api/show", json={"model": "demo"})).json()["capabilities"] == ["completion"]
 
 
+async def test_a_model_with_a_broken_template_can_be_shown_but_not_asked(tmp_path):
+    async with running_server(tmp_path, ScriptedRunner()) as live:
+        await make_model(live.store, "demo", template="{{ if }")
+        card = (await live.http.post("/api/show", json={"model": "demo"})).json()
+        answer = await live.http.post("/api/generate", json={"model": "demo", "prompt": "Hi"})
+    assert (card["template"], card["capabilities"]) == ("{{ if }", [])
+    assert answer.status_code == 500
+    assert answer.json()["error"].startswith("demo:latest: template error: ")
+
+
 async def test_copy_and_delete(tmp_path):
     async with running_server(tmp_path, ScriptedRunner()) as live:
         await make_model(live.store, "demo")

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ... import __version__
-from ...core.errors import BadRequest, NotFound
+from ...core.errors import BadModel, BadRequest, NotFound
 from ...core.scheduler import models as loading
 from ...store import InvalidName, ModelName, ModelNotFound, ShowInfo, StoredModel, show
 from ..replies import json_response
@@ -62,10 +62,10 @@ class ModelEndpoints:
         return json_response(LoadedList([entry for model in models if (entry := await self._loaded(model))]))
 
     async def _loaded(self, model: loading.LoadedModel) -> LoadedModel | None:
-        """Return the line of a loaded model; None if its name was deleted meanwhile."""
+        """Return the line of a loaded model; None if its name was deleted or its files spoilt meanwhile."""
         try:
             stored = await anyio.to_thread.run_sync(self._store.open, model.name)
-        except NotFound:
+        except (NotFound, BadModel):
             return None
         return LoadedModel(
             name=stored.name.short,
@@ -83,17 +83,17 @@ class ModelEndpoints:
         body = await read_body(request, ShowRequest)
         if not body.target:
             raise BadRequest("model is required")
-        model = await self._serving.open(body.target)
+        model = await anyio.to_thread.run_sync(self._store.open, body.target)
         info = await anyio.to_thread.run_sync(
             lambda: show(
-                model.stored,
+                model,
                 verbose=body.verbose,
                 system=body.system or None,
                 template=body.template or None,
                 options=body.options,
             )
         )
-        return json_response(_card(info, sorted(model.capabilities)))
+        return json_response(_card(info, await self._serving.library.capabilities(model)))
 
     async def copy(self, request: Request) -> Response:
         """Answer POST /api/copy."""
