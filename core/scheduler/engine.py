@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,7 @@ class Engine:
         self._threads, self._cache_type = threads, cache_type
         self._scheduler = Scheduler(limits)
         self._inbox: SimpleQueue[_Submit | _Cancel | None] = SimpleQueue()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="puna-engine", daemon=True)
         self._thread.start()
 
@@ -63,8 +65,10 @@ class Engine:
         return SequenceCache(self._model.cache, positions, self._cache_type)
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence. Its events arrive on the engine's thread."""
+        """Queue a sequence. Its events arrive on the engine's thread; once that has ended, at once: it is cancelled."""
         self._inbox.put(_Submit(sequence))
+        if self._ended.is_set():
+            self._turn_away()
 
     def cancel(self, sequence: Sequence) -> None:
         """Drop a sequence before its next step; its last event says so. One that has ended is left alone."""
@@ -83,6 +87,16 @@ class Engine:
                 self._step(shares)
         for sequence in self._scheduler.sequences:
             self._finish(sequence, "cancelled")
+        self._ended.set()
+        self._turn_away()
+
+    def _turn_away(self) -> None:
+        """Cancel what was submitted too late. Called behind the end and behind each submission, so it misses none."""
+        with suppress(Empty):
+            while True:
+                change = self._inbox.get_nowait()
+                if isinstance(change, _Submit):
+                    self._emit_finished(change.sequence, "cancelled")
 
     def _take_changes(self) -> bool:
         """Apply what others asked for, waiting for it while idle; False when the engine is to end."""
@@ -165,6 +179,9 @@ class Engine:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self._scheduler.remove(sequence)
+        self._emit_finished(sequence, reason)
+
+    def _emit_finished(self, sequence: Sequence, reason: FinishReason) -> None:
         now = time.perf_counter_ns()
         first = sequence.first_token_ns or now
         sequence.emit(

@@ -1,0 +1,523 @@
+"""The step loop with a real model and tokenizer, and with a model of one line where it has to misbehave."""
+
+import asyncio
+import json
+import queue
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from puna.core.errors import BadModel, BadRequest, ContextTooLong
+from puna.core.kernel import Kernel
+from puna.core.model import LoadedModel
+from puna.core.scheduler.engine import Engine
+from puna.core.scheduler.inline import EngineOptions, InlineRunner, TextParts
+from puna.core.scheduler.messages import Failed, Finished, Generate, Piece
+from puna.core.scheduler.models import ModelFiles
+from puna.core.scheduler.plan import Limits
+from puna.core.scheduler.reply import Reply
+from puna.core.scheduler.sequence import Sequence
+from puna.core.settings import Settings
+from puna.core.tensor.sampling import SamplingParams
+from puna.core.tensor.weights import open_weights
+from puna.plugins import llama
+from puna.text.stops import StopStrings
+from puna.text.tokenizers import open_tokenizer
+
+FIXTURE = Path(__file__).parent / "fixtures" / "llama-bpe"
+GGUF = FIXTURE / "gguf" / "model-f32.gguf"
+CASES = {case["name"]: case for case in json.loads((FIXTURE / "cases.json").read_text())["text"]}
+SHORT = CASES["short"]
+TEXT = TextParts(open_tokenizer, StopStrings)
+GREEDY = SamplingParams(temperature=0)
+
+
+def open_runner(*, step_tokens=64, sequences=32, architecture=None, text=TEXT):
+    options = EngineOptions(Limits(step_tokens, sequences), threads=2, cache_type="f32")
+    return InlineRunner(GGUF, [architecture or llama.architectures()[0]], text, options)
+
+
+@pytest.fixture(scope="module")
+def runner():
+    runner = open_runner()
+    yield runner
+    asyncio.run(runner.close())
+
+
+@dataclass
+class Outcome:
+    """Everything that came out of one reply."""
+
+    pieces: list[Piece]
+    finished: Finished
+
+    @property
+    def text(self):
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def tokens(self):
+        return [token for piece in self.pieces for token in piece.tokens]
+
+    @property
+    def logprobs(self):
+        return [logprob for piece in self.pieces for logprob in piece.logprobs]
+
+
+async def outcome(runner, prompt, **options):
+    *pieces, finished = [event async for event in runner.generate(ask(prompt, **options))]
+    return Outcome(pieces, finished)
+
+
+def ask(prompt, **options):
+    return Generate(**{"prompt": list(prompt), "sampling": GREEDY, "num_ctx": 1024, "max_tokens": 16} | options)
+
+
+def run(*coroutines):
+    """Run them together and return what each returned."""
+
+    async def together():
+        return await asyncio.gather(*coroutines)
+
+    return asyncio.run(together())
+
+
+def reply(runner, prompt, **options):
+    return run(outcome(runner, prompt, **options))[0]
+
+
+# ---- what is generated ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_greedy_reply_is_the_references(runner, name):
+    found = reply(runner, CASES[name]["ids"])
+    assert found.tokens == CASES[name]["greedy"]
+    assert found.text == open_tokenizer(open_weights(GGUF)).decode(CASES[name]["greedy"])
+    assert (found.finished.reason, found.finished.tokens) == ("length", 16)
+    assert found.finished.prompt_tokens == len(CASES[name]["ids"])
+    assert (found.finished.truncated, found.finished.shifted) == (0, 0)
+
+
+@pytest.mark.parametrize("num_batch", [1, 3, None])
+def test_the_size_of_prompt_chunks_changes_nothing(runner, num_batch):
+    assert reply(runner, SHORT["ids"], num_batch=num_batch).tokens == SHORT["greedy"]
+
+
+def test_replies_together_are_what_each_is_alone(runner):
+    prompts = [(CASES["long"]["ids"] + SHORT["ids"])[i : 3 * i + 5] for i in range(32)]
+    requests = [
+        {"sampling": GREEDY if i % 2 else SamplingParams(temperature=1.0, seed=i), "max_tokens": 5 + i % 20}
+        for i in range(32)
+    ]
+    alone = [reply(runner, prompt, **request) for prompt, request in zip(prompts, requests, strict=True)]
+    together = run(*[outcome(runner, prompt, **request) for prompt, request in zip(prompts, requests, strict=True)])
+    assert [found.tokens for found in together] == [found.tokens for found in alone]
+    assert [found.text for found in together] == [found.text for found in alone]
+    assert [found.finished.reason for found in together] == [found.finished.reason for found in alone]
+
+
+def test_more_replies_than_places_take_turns():
+    runner = open_runner(step_tokens=8, sequences=2)
+    for found in run(*[outcome(runner, SHORT["ids"]) for _ in range(5)]):
+        assert found.tokens == SHORT["greedy"]
+    run(runner.close())
+
+
+def test_a_seed_gives_the_same_reply_again(runner):
+    seeded = SamplingParams(temperature=1.5, top_k=0, top_p=1.0, seed=7)
+    first, again, other, unseeded, unseeded_again = run(
+        *[
+            outcome(runner, SHORT["ids"], sampling=sampling, max_tokens=40)
+            for sampling in (
+                seeded,
+                seeded,
+                SamplingParams(temperature=1.5, seed=8),
+                *[SamplingParams(temperature=1.5)] * 2,
+            )
+        ]
+    )
+    assert first.tokens == again.tokens
+    assert first.tokens != other.tokens
+    assert unseeded.tokens != unseeded_again.tokens
+
+
+def test_text_is_turned_into_tokens_and_back(runner):
+    assert run(runner.tokenize(SHORT["prompt"])) == [SHORT["ids"]]
+    assert run(runner.tokenize(SHORT["prompt"], start=False)) == [SHORT["ids"][1:]]
+    assert run(runner.detokenize(SHORT["ids"][1:])) == [SHORT["prompt"]]
+
+
+# ---- ends ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_string_ends_the_reply_before_it(runner):
+    found = reply(runner, SHORT["ids"], stop=["se p"])  # across the tokens "se" and " p"
+    whole = reply(runner, SHORT["ids"]).text
+    assert found.text == whole[: whole.index("se p")]
+    assert (found.finished.reason, found.finished.tokens) == ("stop", 11)
+
+
+def test_a_stop_token_of_the_architecture_ends_the_reply():
+    runner = open_runner(architecture=replace(llama.architectures()[0], stop_tokens=("8", "not one token")))
+    assert run(runner.tokenize("8", start=False)) == [[SHORT["greedy"][2]]]
+    found = reply(runner, SHORT["ids"])
+    assert found.tokens == SHORT["greedy"][:2]
+    assert (found.finished.reason, found.finished.tokens) == ("stop", 3)
+    run(runner.close())
+
+
+def test_log_probabilities_are_the_references_softmax(runner):
+    found = reply(runner, SHORT["ids"], max_tokens=1, logprobs=5)
+    logits = load_file(FIXTURE / "expected.safetensors")[SHORT["logits"]][-1].astype(np.float64)
+    expected = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+    (entry,) = found.logprobs
+    assert [top.token for top in entry.top] == np.argsort(-logits)[:5].tolist()
+    assert entry.chosen == entry.top[0]
+    assert [top.logprob for top in entry.top] == pytest.approx(np.sort(expected)[:-6:-1], abs=1e-3)
+    assert (entry.chosen.data, entry.chosen.text) == (b"\x12", "\x12")
+
+
+def test_each_token_has_its_log_probability_and_bytes_that_are_no_text_are_told(runner):
+    found = reply(runner, SHORT["ids"], logprobs=0)
+    assert [entry.chosen.token for entry in found.logprobs] == SHORT["greedy"]
+    assert all(entry.top == [] for entry in found.logprobs)
+    assert found.logprobs[3].chosen.data == b"\xe3\x81"
+    assert found.logprobs[3].chosen.text == "\ufffd"
+    assert reply(runner, SHORT["ids"]).logprobs == []
+
+
+def test_the_log_probabilities_of_what_a_stop_string_cuts_off_are_dropped(runner):
+    found = reply(runner, SHORT["ids"], stop=["se p"], logprobs=0)
+    assert [entry.chosen.token for entry in found.logprobs] == SHORT["greedy"][:9]
+
+
+# ---- the context ---------------------------------------------------------------------------------------------------
+
+
+def test_a_reply_that_fills_its_context_goes_on_from_what_is_kept(runner):
+    found = reply(runner, SHORT["ids"], num_ctx=32, num_keep=6, max_tokens=40)
+    tokens, expected, shifted = list(SHORT["ids"]), [], 0
+    for _ in range(40):
+        expected += reply(runner, tokens, max_tokens=1).tokens
+        tokens.append(expected[-1])
+        if len(tokens) > 32:
+            del tokens[6 : 6 + 13]
+            shifted += 13
+    assert found.tokens == expected
+    assert (found.finished.reason, found.finished.shifted) == ("length", shifted)
+    assert shifted == 3 * 13
+
+
+def test_a_reply_that_must_not_shift_ends_where_its_context_does(runner):
+    found = reply(runner, SHORT["ids"], num_ctx=32, shift=False, max_tokens=40)
+    assert found.tokens == SHORT["greedy"][:8]  # 7 that fit behind 25 of the prompt, and one that does not
+    assert (found.finished.reason, found.finished.shifted) == ("length", 0)
+
+
+def test_a_prompt_that_is_too_long_loses_its_middle(runner):
+    found = reply(runner, CASES["long"]["ids"], num_ctx=20, num_keep=4, max_tokens=1)
+    ids = CASES["long"]["ids"]
+    assert found.tokens == reply(runner, ids[:4] + ids[-16:], max_tokens=1).tokens
+    assert (found.finished.prompt_tokens, found.finished.truncated) == (20, len(ids) - 20)
+
+
+def test_a_prompt_that_must_not_be_cut_is_refused(runner):
+    with pytest.raises(ContextTooLong, match="25 tokens, the limit is 20"):
+        reply(runner, SHORT["ids"], num_ctx=20, truncate=False)
+
+
+@pytest.mark.parametrize("bad", [-1, 419, 1 << 40])
+def test_tokens_outside_the_vocabulary_are_refused(runner, bad):
+    with pytest.raises(BadRequest, match=f"token {bad} is outside the model's vocabulary of 419"):
+        reply(runner, [1, bad, 2])
+    with pytest.raises(BadRequest, match=f"token {bad} is outside"):
+        run(runner.detokenize([bad]))
+
+
+def test_a_prompt_without_tokens_is_refused(runner):
+    with pytest.raises(BadRequest, match="no tokens"):
+        reply(runner, [])
+
+
+# ---- requests that go away -----------------------------------------------------------------------------------------
+
+
+def endless(runner):
+    """A reply that goes on until it is cancelled."""
+    return runner.generate(ask(SHORT["ids"], max_tokens=None, num_ctx=64))
+
+
+def test_a_reply_whose_generator_is_closed_frees_its_place():
+    runner = open_runner(sequences=1)
+
+    async def leave_and_come_again():
+        leaving = endless(runner)
+        async for _ in leaving:
+            break
+        assert runner.memory_bytes > runner.facts.weight_bytes
+        await leaving.aclose()
+        return await outcome(runner, SHORT["ids"])
+
+    assert run(leave_and_come_again())[0].tokens == SHORT["greedy"]
+    assert runner.memory_bytes == runner.facts.weight_bytes
+    run(runner.close())
+
+
+def test_a_request_that_is_cancelled_while_it_waits_for_a_token_frees_its_place():
+    runner = open_runner(sequences=1)
+
+    async def consume(started):
+        async for _ in endless(runner):
+            started.set()
+
+    async def leave_and_come_again():
+        started = asyncio.Event()
+        leaving = asyncio.create_task(consume(started))
+        await started.wait()
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        return await outcome(runner, SHORT["ids"])
+
+    assert run(leave_and_come_again())[0].tokens == SHORT["greedy"]
+    run(runner.close())
+
+
+def test_an_event_loop_that_ends_takes_no_runner_with_it():
+    runner = open_runner(sequences=2)
+
+    async def abandon():
+        leaving = endless(runner)
+        await anext(leaving)
+        return leaving  # kept, so that the loop's end and not the collector's finds it
+
+    kept = run(abandon())
+    assert reply(runner, SHORT["ids"]).tokens == SHORT["greedy"]
+    assert kept
+    run(runner.close())
+
+
+# ---- the end of a runner -------------------------------------------------------------------------------------------
+
+
+def engine_threads():
+    return sum(thread.name == "puna-engine" for thread in threading.enumerate())
+
+
+def test_closing_ends_the_replies_in_progress_and_those_that_come_too_late():
+    runner = open_runner()
+    before = engine_threads()
+
+    async def close_meanwhile():
+        talking = endless(runner)
+        await anext(talking)
+        await runner.close()
+        return [event async for event in talking][-1]
+
+    assert run(close_meanwhile())[0].reason == "cancelled"
+    assert engine_threads() == before - 1
+    assert reply(runner, SHORT["ids"]).finished.reason == "cancelled"
+    run(runner.close())  # a second time changes nothing
+
+
+def test_a_model_whose_tokenizer_cannot_be_read_starts_no_engine():
+    def refuse(source):
+        raise BadModel("tokenizer.ggml.model is missing")
+
+    before = engine_threads()
+    with pytest.raises(BadModel, match=r"tokenizer\.ggml\.model is missing"):
+        open_runner(text=TextParts(refuse, StopStrings))
+    assert engine_threads() == before
+
+
+def test_a_load_that_is_cancelled_gives_back_what_its_thread_made():
+    before = engine_threads()
+    entered, release = threading.Event(), threading.Event()
+
+    def slowly(source):
+        entered.set()
+        assert release.wait(60)
+        return open_tokenizer(source)
+
+    async def cancel_while_loading():
+        kernel = Kernel(Settings(), TextParts(slowly, StopStrings))
+        lease = kernel.models.lease(ModelFiles("a", {GGUF.name: GGUF}), name="a", keep_alive=0)
+        leaving = asyncio.create_task(lease.__aenter__())
+        await asyncio.to_thread(entered.wait)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        release.set()
+        await kernel.close()
+
+    run(cancel_while_loading())
+    assert engine_threads() == before
+
+
+def test_the_kernel_loads_what_a_plugin_provides_and_computes_as_the_settings_say():
+    async def generate():
+        kernel = Kernel(Settings(precise=True, num_batch=16, num_parallel=2), TEXT)
+        async with kernel.models.lease(ModelFiles("a", {GGUF.name: GGUF}), name="a") as runner:
+            found = await asyncio.gather(*[outcome(runner, SHORT["ids"]) for _ in range(3)])
+            assert (runner.facts.architecture, runner.facts.vocabulary) == ("llama", 419)
+        await kernel.close()
+        return found
+
+    assert [found.tokens for found in run(generate())[0]] == [SHORT["greedy"]] * 3
+
+
+# ---- models that misbehave -----------------------------------------------------------------------------------------
+
+STOP, NAN, BROKEN, FAULTY = 50, 60, 70, 80  # tokens that the toy model stumbles over
+
+
+class Counting:
+    """A model that says the next number, except behind the tokens above. A test may hold a step up at its gate."""
+
+    def __init__(self):
+        self.entered, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
+
+    def embed(self, tokens):
+        return tokens.astype(np.float32)[:, None]
+
+    def forward(self, x, step):
+        self.entered.set()
+        assert self.gate.wait(60)
+        if (x == BROKEN).any():
+            raise RuntimeError("shapes do not fit")
+        if (x == FAULTY).any():
+            raise BadModel("a weight is damaged")
+        return x
+
+    def logits(self, x):
+        logits = np.zeros((len(x), 100), np.float32)
+        logits[np.arange(len(x)), x[:, 0].astype(int) + 1] = 9.0
+        logits[x[:, 0] == NAN] = np.nan
+        return logits
+
+
+class Numbers:
+    """A tokenizer whose tokens are numbers."""
+
+    def piece(self, token, *, special=False):
+        return b"%d " % token
+
+    def push(self, token):
+        return f"{token} "
+
+    def flush(self):
+        return ""
+
+
+class Client:
+    """Collects what one sequence emits."""
+
+    def __init__(self, engine, first, max_tokens=3, **options):
+        self._events = queue.SimpleQueue()
+        request = ask([first], max_tokens=max_tokens, **options)
+        replies = Reply(Numbers(), StopStrings([]), frozenset({STOP}), max_tokens)
+        self.sequence = Sequence(request, replies, engine.new_cache(1024), self._events.put)
+        engine.submit(self.sequence)
+
+    def events(self):
+        found = []
+        while not found or isinstance(found[-1], Piece):
+            found.append(self._events.get(timeout=60))
+        return found
+
+    def is_silent(self):
+        return self._events.empty()
+
+    def tokens(self):
+        return [token for event in self.events()[:-1] for token in event.tokens]
+
+
+@pytest.fixture
+def counting():
+    return Counting()
+
+
+@pytest.fixture
+def engine(counting):
+    config = SimpleNamespace(vocabulary=100, context_length=1024)
+    model = LoadedModel(llama.architectures()[0], config, counting, [], 0)
+    engine = Engine(model, Numbers(), limits=Limits(16, 8), threads=1, cache_type="f32")
+    yield engine
+    engine.close()
+
+
+@contextmanager
+def held_up(counting):
+    """While this lasts the engine stands in the first step that began; what is submitted meanwhile is in the next."""
+    counting.entered.clear()
+    counting.gate.clear()
+    yield
+    assert counting.entered.wait(60)
+    counting.gate.set()
+
+
+def test_the_end_token_ends_a_reply_and_is_not_part_of_it(engine):
+    events = Client(engine, STOP - 3, max_tokens=10).events()
+    assert [event.text for event in events[:-1]] == ["48 ", "49 "]
+    assert (events[-1].reason, events[-1].tokens) == ("stop", 3)
+
+
+def test_logits_that_are_no_numbers_fail_their_own_request_only(engine, counting):
+    with held_up(counting):
+        first = Client(engine, 1)
+        assert counting.entered.wait(60)
+        broken, last = Client(engine, NAN), Client(engine, 5)
+    (failed,) = broken.events()
+    assert (failed.kind, "NaN" in failed.message) == ("bad_model", True)
+    assert (first.tokens(), last.tokens()) == ([2, 3, 4], [6, 7, 8])
+
+
+def test_logits_that_become_no_numbers_end_a_reply_in_its_middle(engine):
+    *pieces, failed = Client(engine, NAN - 2, max_tokens=10).events()
+    assert [piece.tokens for piece in pieces] == [[NAN - 1], [NAN]]
+    assert isinstance(failed, Failed)
+
+
+@pytest.mark.parametrize(
+    ("token", "kind", "message"),
+    [(BROKEN, "internal", "an error was encountered"), (FAULTY, "bad_model", "a weight is damaged")],
+)
+def test_a_step_that_fails_ends_its_requests_and_not_the_engine(engine, counting, caplog, token, kind, message):
+    with held_up(counting):
+        first = Client(engine, 1)
+        assert counting.entered.wait(60)
+        failing = [Client(engine, token), Client(engine, 5)]
+    for client in failing:
+        (failed,) = client.events()
+        assert failed.kind == kind
+        assert failed.message.startswith(message)
+    assert [type(event) for event in first.events()] == [Piece, Failed]
+    assert ("RuntimeError: shapes do not fit" in caplog.text) == (kind == "internal")
+    assert Client(engine, 1).tokens() == [2, 3, 4]
+
+
+def test_a_sequence_that_has_ended_can_be_cancelled_without_effect(engine):
+    client = Client(engine, 1)
+    assert client.tokens() == [2, 3, 4]
+    engine.cancel(client.sequence)
+    assert Client(engine, 5).tokens() == [6, 7, 8]
+
+
+def test_a_cancelled_sequence_leaves_before_the_next_step_and_is_told_so_once(engine, counting):
+    with held_up(counting):
+        client = Client(engine, 1, max_tokens=40)
+        assert counting.entered.wait(60)
+        engine.cancel(client.sequence)
+        engine.cancel(client.sequence)
+    piece, finished = client.events()
+    assert (piece.tokens, finished.reason, finished.tokens) == ([2], "cancelled", 1)
+    Client(engine, 1).events()  # whatever else the first one were to emit would have come by now
+    assert client.is_silent()
