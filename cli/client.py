@@ -69,7 +69,8 @@ class Client:
 
     def version(self) -> str:
         """Return the server's version."""
-        return self._ask("GET", "/api/version", Version).version
+        found = self._ask("GET", "/api/version", Version)
+        return found.puna or found.version
 
     def models(self) -> list[ListedModel]:
         """Return the models in the store, newest first."""

@@ -9,9 +9,10 @@ import msgspec
 
 
 class Version(msgspec.Struct, frozen=True):
-    """GET /api/version."""
+    """GET /api/version: the interface's, and Puna's own if the server is one."""
 
     version: str
+    puna: str = ""
 
 
 class Details(msgspec.Struct, frozen=True):

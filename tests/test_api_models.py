@@ -33,9 +33,9 @@ async def test_the_root_says_what_clients_look_for(tmp_path):
         assert (head.status_code, head.content) == (200, b"")
 
 
-async def test_the_version_is_the_packages(tmp_path):
+async def test_the_version_is_that_of_the_interface_beside_the_packages(tmp_path):
     async with running_server(tmp_path, ScriptedRunner()) as live:
-        assert (await live.http.get("/api/version")).json() == {"version": __version__}
+        assert (await live.http.get("/api/version")).json() == {"version": "0.7.0", "puna": __version__}
 
 
 async def test_a_path_or_a_method_that_does_not_exist_is_told_in_plain_text(tmp_path):

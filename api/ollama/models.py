@@ -29,6 +29,8 @@ from .schema import (
     Version,
 )
 
+OLLAMA_VERSION = "0.7.0"  # the release whose interface this is; what later ones added is marked in docs/api.md
+
 
 class ModelEndpoints:
     """The endpoints that look after the store."""
@@ -49,7 +51,7 @@ class ModelEndpoints:
 
     async def version(self, request: Request) -> Response:
         """Answer GET /api/version."""
-        return json_response(Version(__version__))
+        return json_response(Version(version=OLLAMA_VERSION, puna=__version__))
 
     async def list(self, request: Request) -> Response:
         """Answer GET /api/tags."""

@@ -239,6 +239,7 @@ class ModelCard(Struct, omit_defaults=True, kw_only=True):
 
 
 class Version(Struct):
-    """GET /api/version."""
+    """GET /api/version. Clients compare `version` with the Ollama release that a feature of theirs needs."""
 
     version: str
+    puna: str
