@@ -69,7 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
             | {"modified_at": "2025-05-14T09:00:00.123456789+02:00", "expires_at": "2318-01-01T00:00:00Z"}
             for name in self.fake.models
         ]
-        self._reply(200, {"version": "0.7.0", "puna": self.fake.versions} if self.path == "/api/version" else {"models": entries})
+        version = {"version": "0.7.0", "puna": self.fake.versions}
+        self._reply(200, version if self.path == "/api/version" else {"models": entries})
 
     def do_DELETE(self) -> None:
         body = self._body()
