@@ -249,13 +249,34 @@ def test_a_prompt_without_tokens_is_refused(runner):
 # ---- requests that go away -----------------------------------------------------------------------------------------
 
 
+class WithoutEnd:
+    """The fixture's tokenizer, for which no token ends a reply."""
+
+    stop_ids = frozenset()
+
+    def __init__(self, source):
+        self._tokenizer = open_tokenizer(source)
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+
+def open_endless(**options):
+    return open_runner(text=TextParts(WithoutEnd, StopStrings), **options)
+
+
 def endless(runner):
     """A reply that goes on until it is cancelled."""
     return runner.generate(ask(SHORT["ids"], max_tokens=None, num_ctx=64))
 
 
+async def soon(runner):
+    """A reply that can only come once the endless one before it has gone."""
+    return await asyncio.wait_for(outcome(runner, SHORT["ids"]), 60)
+
+
 def test_a_reply_whose_generator_is_closed_frees_its_place():
-    runner = open_runner(sequences=1)
+    runner = open_endless(sequences=1)
 
     async def leave_and_come_again():
         leaving = endless(runner)
@@ -263,7 +284,7 @@ def test_a_reply_whose_generator_is_closed_frees_its_place():
             break
         assert runner.memory_bytes > runner.facts.weight_bytes
         await leaving.aclose()
-        return await outcome(runner, SHORT["ids"])
+        return await soon(runner)
 
     assert run(leave_and_come_again())[0].tokens == SHORT["greedy"]
     assert runner.memory_bytes == runner.facts.weight_bytes
@@ -271,7 +292,7 @@ def test_a_reply_whose_generator_is_closed_frees_its_place():
 
 
 def test_a_request_that_is_cancelled_while_it_waits_for_a_token_frees_its_place():
-    runner = open_runner(sequences=1)
+    runner = open_endless(sequences=1)
 
     async def consume(started):
         async for _ in endless(runner):
@@ -284,14 +305,14 @@ def test_a_request_that_is_cancelled_while_it_waits_for_a_token_frees_its_place(
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
-        return await outcome(runner, SHORT["ids"])
+        return await soon(runner)
 
     assert run(leave_and_come_again())[0].tokens == SHORT["greedy"]
     run(runner.close())
 
 
 def test_an_event_loop_that_ends_takes_no_runner_with_it():
-    runner = open_runner(sequences=2)
+    runner = open_endless(sequences=1)
 
     async def abandon():
         leaving = endless(runner)
@@ -299,7 +320,7 @@ def test_an_event_loop_that_ends_takes_no_runner_with_it():
         return leaving  # kept, so that the loop's end and not the collector's finds it
 
     kept = run(abandon())
-    assert reply(runner, SHORT["ids"]).tokens == SHORT["greedy"]
+    assert run(soon(runner))[0].tokens == SHORT["greedy"]
     assert kept
     run(runner.close())
 
@@ -312,7 +333,7 @@ def engine_threads():
 
 
 def test_closing_ends_the_replies_in_progress_and_those_that_come_too_late():
-    runner = open_runner()
+    runner = open_endless()
     before = engine_threads()
 
     async def close_meanwhile():
