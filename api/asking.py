@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import UnsetType
 
-from ..core.durations import parse_go_duration
+from ..core.durations import LONGEST_S, parse_go_duration
 from ..core.errors import BadRequest, Unsupported
 from ..core.scheduler.models import UNSET, KeepAlive
 
@@ -30,9 +30,10 @@ class Wish:
 
 
 def parse_keep_alive(value: float | str | UnsetType) -> KeepAlive:
-    """Return how long a model shall stay from a number of seconds or a Go duration; negative means forever.
+    """Return how long a model shall stay from a number of seconds or a Go duration.
 
-    Raises BadRequest for a text that is no duration.
+    Negative means forever, and so does a number of centuries: no client's clock reaches so far. Raises BadRequest for
+    a text that is no duration.
     """
     if isinstance(value, UnsetType):
         return UNSET
@@ -40,7 +41,7 @@ def parse_keep_alive(value: float | str | UnsetType) -> KeepAlive:
         seconds = parse_go_duration(value) if isinstance(value, str) else value
     except ValueError as error:
         raise BadRequest(str(error)) from None
-    return None if seconds < 0 else seconds
+    return seconds if 0 <= seconds < LONGEST_S else None
 
 
 def check_think(name: str, think: bool | str | None) -> None:

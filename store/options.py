@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -24,6 +25,7 @@ Effect = Literal["reply", "hint"]
 Value = int | float | bool | list[str]
 
 INT64 = range(-(1 << 63), 1 << 63)
+MAX_FLOAT = sys.float_info.max  # JSON can write larger integers
 MIN_CONTEXT = 4  # tokens
 
 
@@ -199,7 +201,7 @@ def _live(options: Mapping[str, Any]) -> dict[str, Value]:
 
 def _typed(option: Option, value: Any) -> Value:
     """Return a JSON value as the option's type: numbers for integers are truncated."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_FLOAT
     match option.type:
         case "integer" if number and int(value) in INT64:
             return int(value)

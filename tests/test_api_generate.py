@@ -139,7 +139,8 @@ async def test_an_empty_prompt_loads_and_a_keep_alive_of_zero_unloads(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keep_alive", "stays"), [(30, 30), (1.5, 1.5), ("1m30s", 90), (-1, None), ("-1m", None), (None, 300)]
+    ("keep_alive", "stays"),
+    [(30, 30), (1.5, 1.5), ("1m30s", 90), (-1, None), ("-1m", None), (1e300, None), (None, 300)],
 )
 async def test_keep_alive_says_how_long_the_model_stays(tmp_path, keep_alive, stays):
     async with running_server(tmp_path, ScriptedRunner()) as live:
@@ -174,6 +175,7 @@ async def test_keep_alive_says_how_long_the_model_stays(tmp_path, keep_alive, st
         ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs must be between 0 and 20"),
         ({"top_logprobs": 2}, 400, "top_logprobs needs logprobs to be true"),
         ({"options": {"top_k": "5"}}, 500, 'option "top_k" must be of type integer'),
+        ({"options": {"temperature": 10**400}}, 500, 'option "temperature" must be of type float32'),
         ({"options": {"stop": "x"}}, 500, 'option "stop" must be of type array'),
         ({"options": {"stop": [1]}}, 500, 'option "stop" must be of an array of strings'),
         ({"keep_alive": "300"}, 400, 'time: missing unit in duration "300"'),

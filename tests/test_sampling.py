@@ -296,6 +296,10 @@ def test_a_parameter_that_is_not_a_number_is_refused_by_name(field):
         SamplingParams(**{field: math.nan})
 
 
+def test_every_temperature_that_json_can_write_is_one_that_float32_can_hold():
+    assert set(draws(100, temperature=1e308, seed=1)) == set(range(ROW.size))
+
+
 def test_a_repeat_penalty_of_zero_is_refused():
     with pytest.raises(BadRequest, match="repeat_penalty is 0: expected a number from 1e-06 to 1e"):
         SamplingParams(repeat_penalty=0)

@@ -40,6 +40,7 @@ Mask = npt.NDArray[np.int32]
 __all__ = ["BadLogits", "DeadEnd", "LogProbabilities", "Sampler", "SamplingParams", "log_probabilities", "sample"]
 
 MIN_TEMPERATURE = 1e-7  # below it a division could overflow
+MAX_TEMPERATURE = 1e30  # well within float32, and all tokens are equally likely long before
 MAX_PENALTY = 1e6  # beyond it a float32 would lose the logit itself
 CHUNK = 256  # logits; see _largest
 
@@ -80,7 +81,7 @@ class SamplingParams(msgspec.Struct, frozen=True):
         _require("repeat_penalty", self.repeat_penalty, 1 / MAX_PENALTY, MAX_PENALTY)
         _require("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
         _require("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
-        msgspec.structs.force_setattr(self, "temperature", max(self.temperature, 0.0))
+        msgspec.structs.force_setattr(self, "temperature", min(max(self.temperature, 0.0), MAX_TEMPERATURE))
         for name in ("top_p", "min_p", "typical_p"):
             msgspec.structs.force_setattr(self, name, min(max(getattr(self, name), 0.0), 1.0))
 
