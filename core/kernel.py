@@ -126,7 +126,8 @@ class Kernel:
         )
         self._text = text
         self._options = EngineOptions(
-            Limits(settings.num_batch, settings.num_parallel),
+            # one token more than there can be growing replies, so that a prompt always advances beside them
+            Limits(max(settings.num_batch, settings.num_parallel + 1), settings.num_parallel),
             settings.num_threads or default_threads(),
             cast("ElementType", "f32" if settings.precise else settings.kv_cache_type),
         )

@@ -265,3 +265,7 @@ def test_the_base_of_a_config_is_at_its_top_or_in_its_rule():
     for bad in (1.0, 0, -5, math.nan):
         with pytest.raises(BadModel, match="rope_theta"):
             rope_base_from_hf(Keys({"rope_theta": bad}))
+
+
+def test_a_gguf_factor_without_a_type_means_linear():
+    assert scaling_from_gguf(Keys({"rope.scaling.factor": 4.0})) == Linear(4.0)

@@ -63,7 +63,7 @@ class ModelEndpoints:
         models = sorted(self._serving.models.loaded(), key=lambda model: expiry(model.expires_at), reverse=True)
         return json_response(LoadedList([entry for model in models if (entry := await self._loaded(model))]))
 
-    async def _loaded(self, model: loading.LoadedModel) -> LoadedModel | None:
+    async def _loaded(self, model: loading.Resident) -> LoadedModel | None:
         """Return the line of a loaded model; None if its name was deleted or its files spoilt meanwhile."""
         try:
             stored = await anyio.to_thread.run_sync(self._store.open, model.name)

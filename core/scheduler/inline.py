@@ -54,12 +54,11 @@ class InlineRunner:
         try:
             model = load_model(find_architecture(architectures, self._source), self._source, CpuLoader())
             self._tokenizer = text.open_tokenizer(self._source)
+            self._stop_ids = _stop_ids(self._tokenizer, model.architecture)
         except BaseException:
             self._source.close()
             raise
         self._stop_rule = text.stop_rule
-        extra = [self._tokenizer.encode(name, special=True, start=False) for name in model.architecture.stop_tokens]
-        self._stop_ids = self._tokenizer.stop_ids | {ids[0] for ids in extra if len(ids) == 1}
         self._facts = RunnerFacts(
             model.architecture.name, model.config.context_length, model.config.vocabulary, model.weight_bytes
         )
@@ -124,6 +123,12 @@ class InlineRunner:
         for token in tokens:
             if not 0 <= token < self._facts.vocabulary:
                 raise BadRequest(f"token {token} is outside the model's vocabulary of {self._facts.vocabulary}")
+
+
+def _stop_ids(tokenizer: Tokenizer, architecture: Architecture) -> frozenset[int]:
+    """Return the ids that end a reply: the tokenizer's, and those of the architecture's that this vocabulary has."""
+    extra = [tokenizer.encode(name, special=True, start=False) for name in architecture.stop_tokens]
+    return tokenizer.stop_ids | {ids[0] for ids in extra if len(ids) == 1}
 
 
 def _deliver(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: Event) -> None:

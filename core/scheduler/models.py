@@ -40,7 +40,7 @@ class ModelFiles:
 
 
 @dataclass(frozen=True)
-class LoadedModel:
+class Resident:
     """One line of what is in memory."""
 
     key: str
@@ -108,10 +108,10 @@ class Models:
         finally:
             self._requests -= 1
 
-    def loaded(self) -> list[LoadedModel]:
+    def loaded(self) -> list[Resident]:
         """Return what is in memory or on its way there."""
         return [
-            LoadedModel(e.key, e.name, e.loading.result() if _ready(e) else None, e.expires_at)
+            Resident(e.key, e.name, e.loading.result() if _ready(e) else None, e.expires_at)
             for e in self._entries.values()
         ]
 

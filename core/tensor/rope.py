@@ -134,7 +134,9 @@ def rope_table(
 
 def scaling_from_gguf(keys: Keys) -> Scaling:
     """Return the rule that `rope.scaling.*` describes. Raises BadModel for a rule that has no meaning here."""
-    kind = keys.text("rope.scaling.type", "none", allowed=("none", "linear", "yarn"))
+    # Older files give a factor and no type, and mean linear, which is how llama.cpp reads them.
+    unnamed = "linear" if "rope.scaling.factor" in keys else "none"
+    kind = keys.text("rope.scaling.type", unnamed, allowed=("none", "linear", "yarn"))
     if kind == "none":
         return NoScaling()
     factor = keys.number("rope.scaling.factor", low=1e-6, high=1e6)
