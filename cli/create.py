@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..core.errors import NotFound
-from ..store import Digest, gather
+from ..store import Digest, ModelName, gather
 from ..store.modelfile import Modelfile, decode, parse
 from .client import Client
 from .progress import Progress
@@ -17,6 +17,7 @@ _BLOCK_BYTES = 2**20
 
 def create_model(client: Client, name: str, path: Path | None) -> None:
     """Create the model called name. path: its Modelfile; None: ./Modelfile, or else the model files of this folder."""
+    ModelName.parse(name)  # the server checks it too, but only after gigabytes were hashed and sent
     modelfile, folder = read_modelfile(path)
     with Progress() as progress:
         for warning in modelfile.warnings:

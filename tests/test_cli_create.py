@@ -56,6 +56,13 @@ def sent(fake: Fake) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
+def test_a_name_that_cannot_be_one_is_refused_before_anything_is_sent(create: Create, fake: Fake, tmp_path: Path):
+    (tmp_path / "model.gguf").write_bytes(GGUF)
+    (tmp_path / "Modelfile").write_text("FROM ./model.gguf\n")
+    assert create("a b") == ("Error: invalid model name\n", 1)
+    assert fake.blobs == {}
+
+
 def test_files_are_uploaded_and_every_instruction_is_sent(create: Create, fake: Fake, tmp_path: Path):
     folder = tmp_path / "elsewhere"
     folder.mkdir()
