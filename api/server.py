@@ -17,7 +17,8 @@ from ..store import Store
 from .app import create_app
 
 BACKLOG = 1024
-SHUTDOWN_S = 3.0  # what running streams get to finish
+SHUTDOWN_S = 3.0  # what running replies get to finish
+FAREWELL_S = 1.0  # what those that did not get to say so to their clients
 STALLED_MS = 60_000  # a client that accepts nothing for so long is gone, and gives up its slot
 
 
@@ -26,20 +27,30 @@ async def serve(
 ) -> None:
     """Serve until shutdown is set. Calls started with the port as soon as clients can connect.
 
-    Then new connections are refused, running replies get a few seconds, and what is left is cancelled. Raises Failure
-    if the address cannot be listened on.
+    Then new connections are refused and running replies get a few seconds; those that need more end with an error, and
+    what is left is cancelled. Raises Failure if the address cannot be listened on.
     """
     listener = listen(settings.host)
     port = listener.getsockname()[1]
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
     config.backlog = BACKLOG
-    config.graceful_timeout = SHUTDOWN_S
+    config.graceful_timeout = SHUTDOWN_S + FAREWELL_S
     config.include_server_header = False
     config.loglevel = "WARNING"
     started(port)
     app = BodyDrain(create_app(settings=settings, store=store, models=models))
-    await hypercorn.asyncio.serve(app, config, shutdown_trigger=shutdown.wait, mode="asgi")  # type: ignore[arg-type]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_end_replies, models, shutdown)
+        await hypercorn.asyncio.serve(app, config, shutdown_trigger=shutdown.wait, mode="asgi")  # type: ignore[arg-type]
+        tasks.cancel_scope.cancel()
+
+
+async def _end_replies(models: Models, shutdown: anyio.Event) -> None:
+    """Unload every model some time after shutdown, which ends the replies that are not done by then."""
+    await shutdown.wait()
+    await anyio.sleep(SHUTDOWN_S)
+    await models.close()
 
 
 def listen(address: Address) -> socket.socket:

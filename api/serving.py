@@ -6,6 +6,7 @@ import logging
 import time
 from contextlib import AbstractAsyncContextManager, aclosing
 
+from ..core.errors import Busy
 from ..core.scheduler.messages import Finished, Generate, Piece
 from ..core.scheduler.models import Models
 from ..core.scheduler.runner import Runner
@@ -74,6 +75,8 @@ class Serving:
                         yield event
                     else:
                         finished = event
+            if finished.reason == "cancelled":  # the client still listens, so it was not the client who left
+                raise Busy("the server is shutting down")
             context = await _context(runner, text, answer) if with_context else ()
             yield _ended(finished, context, load_ns, wish)
 

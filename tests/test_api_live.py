@@ -82,6 +82,31 @@ async def test_a_client_that_leaves_in_mid_request_does_no_harm(tmp_path):
         assert (await live.http.get("/")).status_code == 200
 
 
+@pytest.mark.parametrize(("stream", "status"), [(True, 200), (False, 503)])
+async def test_shutting_down_ends_long_replies_with_an_error(tmp_path, monkeypatch, stream, status):
+    class Closing(ScriptedRunner):
+        """Ends its replies when it is closed, as the engine does."""
+
+        async def close(self):
+            self.endless, self.reason = False, "cancelled"
+            await super().close()
+
+    async def ask(url):
+        async with httpx2.AsyncClient(timeout=60, trust_env=False) as http:
+            answers.append(await http.post(url + NATIVE[0], json=NATIVE[1] | {"stream": stream}))
+
+    monkeypatch.setattr("puna.api.server.SHUTDOWN_S", 0.1)
+    runner, answers = Closing(endless=True), []
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks, running_server(tmp_path, runner) as live:
+            await make_model(live.store, "demo")
+            tasks.start_soon(ask, live.url)
+            while not runner.running:
+                await anyio.lowlevel.checkpoint()
+    assert answers[0].status_code == status
+    assert json.loads(answers[0].text.splitlines()[-1]) == {"error": "the server is shutting down"}
+
+
 async def test_shutting_down_cuts_replies_that_do_not_end(tmp_path):
     runner, first = ScriptedRunner(endless=True), anyio.Event()
 
