@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from ..core.decoding import MALFORMED
 from ..core.errors import BadModel
 from ..core.tensor.source import TensorInfo, WeightSource
 
@@ -120,7 +121,7 @@ def chat_template(source: WeightSource) -> str | None:
     side = source.side_file("tokenizer_config.json")
     try:
         config = msgspec.json.decode(side or b"{}", type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise BadModel(f"tokenizer_config.json: {error}") from None
     return _template_text(config.get("chat_template"))
 
@@ -176,8 +177,8 @@ def _whole(value: Any) -> int | None:
 def _template_text(value: Any) -> str | None:
     """Return a chat template, the one called default if there are several."""
     if isinstance(value, list):
-        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-        value = named.get("default")
+        named = [item for item in value if isinstance(item, dict) and item.get("name") == "default"]
+        value = named[0].get("template") if named else None
     if value is not None and not isinstance(value, str):
         raise BadModel(f"the model's chat template is a {type(value).__name__}, expected a text")
     return value

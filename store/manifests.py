@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from ..core.decoding import MALFORMED
 from ..core.errors import BadFile, BadRequest, NotFound
 from .digests import Digest
 from .folder import Folder
@@ -94,7 +95,7 @@ def decode(data: bytes, where: str) -> Manifest:
     """Return the manifest in data. where: what an error names. Raises BadFile unless all of it follows the schema."""
     try:
         return _DECODER.decode(data)
-    except (msgspec.DecodeError, BadRequest, RecursionError) as error:
+    except (*MALFORMED, BadRequest) as error:
         raise BadFile(where, f"is not a valid manifest: {error}") from None
 
 

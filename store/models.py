@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ..core.decoding import MALFORMED
 from ..core.errors import BadFile, BadModel, NotFound
 from ..core.tensor.source import WeightSource
 from ..core.tensor.weights import open_weights
@@ -201,5 +202,5 @@ def _utf8(blobs: Blobs, layer: Layer) -> str:
 def _json(blobs: Blobs, layer: Layer, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(blobs.read(layer.digest, TEXT_BYTES), type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise BadFile(layer.digest, f"layer of type {layer.media_type}: {error}") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from ..decoding import MALFORMED
 from ..errors import BadFile
 from .blocks import BlockFormat, by_name
 from .mapped import MappedTensor, describe, map_file, place, read_file
@@ -76,7 +77,7 @@ def is_weights(name: str) -> bool:
 def _read_indexed(files: Mapping[str, Path], index: Path) -> dict[str, MappedTensor]:
     try:
         places = msgspec.json.decode(read_file(index, _LARGEST_INDEX), type=_Index).weight_map
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise BadFile(index, f"is not a safetensors index: {error}") from error
     for name in set(places.values()):
         if name not in files:  # that also refuses a path that leads elsewhere
@@ -99,7 +100,7 @@ def _read_header(path: Path, data: mmap.mmap) -> tuple[dict[str, _Entry], int]:
         parts = msgspec.json.decode(data[8 : 8 + length], type=dict[str, msgspec.Raw])
         parts.pop("__metadata__", None)
         return {name: msgspec.json.decode(part, type=_Entry) for name, part in parts.items()}, 8 + length
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise BadFile(path, f"has a header that is not valid: {error}") from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from tokenizers import AddedToken, Tokenizer
 
+from ...core.decoding import MALFORMED
 from ...core.errors import BadFile, BadModel, Unsupported
 from ...core.keys import Keys
 from ...core.tensor.source import WeightSource
@@ -110,7 +111,7 @@ def _read_json(source: WeightSource, name: str) -> dict[str, Any]:
     """Return a side file's object; {} if there is no such file."""
     try:
         return msgspec.json.decode(source.side_file(name) or b"{}", type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise BadFile(name, str(error)) from error
 
 
