@@ -84,7 +84,7 @@ def _of_weights(model: StoredModel, verbose: bool) -> tuple[dict[str, Any], list
 
 def _model_info(source: WeightSource, verbose: bool) -> dict[str, Any]:
     shown = {key: value for key, value in information(source).items() if key not in _SAID_ELSEWHERE}
-    info = {key: _plain(value, verbose) for key, value in shown.items()}
+    info = {_unicode(key): _plain(value, verbose) for key, value in shown.items()}
     return info | {"general.parameter_count": parameter_count(source.tensors.values())}
 
 
@@ -98,7 +98,7 @@ def _projector_info(model: StoredModel, verbose: bool) -> dict[str, Any] | None:
 
 
 def _tensor_lines(source: WeightSource) -> list[TensorLine]:
-    return [TensorLine(info.name, info.format.name, info.shape) for info in source.tensors.values()]
+    return [TensorLine(_unicode(info.name), info.format.name, info.shape) for info in source.tensors.values()]
 
 
 def _modelfile(model: StoredModel, system: str | None, template: str | None, options: Mapping[str, Any]) -> str:
@@ -123,12 +123,17 @@ def _plain(value: Any, verbose: bool) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, str):
-        return value.encode(errors="replace").decode()  # a GGUF file's text need not be UTF-8
+        return _unicode(value)
     if not isinstance(value, Sequence | np.ndarray):
         return value
     if not verbose:
         return None
     return [_plain(item, verbose) for item in value]
+
+
+def _unicode(text: str) -> str:
+    """Return text without the bytes that are no UTF-8, which a GGUF file may have anywhere and JSON cannot hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _double_quoted(text: str) -> str:

@@ -604,6 +604,15 @@ def test_arrays_are_shown_on_demand(store, tmp_path):
     msgspec.json.encode(info)
 
 
+def test_names_in_a_gguf_file_that_are_no_utf8_are_shown_all_the_same(store, tmp_path):
+    spoilt = GGUF.read_bytes().replace(b"general.name", b"general.nam\xff").replace(b"output_norm", b"output_nor\xff")
+    demo(tmp_path, weights=spoilt)
+    info = show(store.open("demo"))
+    assert "general.nam?" in info.model_info
+    assert "output_nor?.weight" in [line.name for line in info.tensors]
+    msgspec.json.encode(info)
+
+
 def test_the_shown_modelfile_may_be_altered_for_the_occasion(store, tmp_path):
     demo(tmp_path)
     model = store.open("demo")
