@@ -76,6 +76,12 @@ def test_without_stop_strings_text_passes_through():
     assert run([], ["any", "", "thing"]) == (["any", "", "thing", ""], False)
 
 
+@pytest.mark.parametrize("stops", [["x" * 4097], [f"stop {number}" for number in range(1000)]])
+def test_stop_strings_that_would_slow_every_reply_down_are_refused(stops):
+    with pytest.raises(BadRequest, match="at most 4096 are allowed"):
+        StopStrings(stops)
+
+
 def test_an_empty_stop_string_is_refused():
     with pytest.raises(BadRequest, match="stop string is empty"):
         StopStrings(["ok", ""])

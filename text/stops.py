@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from ..core.errors import BadRequest
 
+MAX_CHARACTERS = 4096  # of all stop strings: every token is compared with each, while all other replies wait
+
 
 class StopStrings:
     """Implements `core.protocols.StopRule` for one reply.
@@ -16,9 +18,11 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """Raises BadRequest for an empty stop string, which would end every reply before it began."""
+        """Raises BadRequest for an empty stop string, which would end every reply at once, and for very many."""
         if not all(stops):
             raise BadRequest("a stop string is empty, expected at least one character")
+        if (total := sum(map(len, stops))) > MAX_CHARACTERS:
+            raise BadRequest(f"the stop strings have {total} characters in all; at most {MAX_CHARACTERS} are allowed")
         self._stops = tuple(stops)
         self._held = ""
         self._met = False
