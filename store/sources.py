@@ -12,11 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from ..core.errors import BadRequest, Unsupported
+from ..core.errors import BadRequest, NotFound, Unsupported
 from .create import CreateRequest
 from .digests import Digest
 from .importing import belongs_to_checkpoint, refuse_pickles
 from .modelfile import Modelfile
+from .names import InvalidName, ModelName
 
 # In a directory, the first of these that matches anything says what the directory holds.
 _WEIGHTS = ("model*.safetensors", "consolidated*.safetensors", "*.safetensors", "*.gguf")
@@ -41,8 +42,9 @@ class Gathered:
 def gather(modelfile: Modelfile, folder: Path) -> Gathered:
     """Return what modelfile, which lies in folder, asks for.
 
-    A FROM is a path if something lies there, else a model's name. Raises BadRequest for directories without weights,
-    links that lead out of a directory, files that cannot be used; Unsupported for pickles and adapters.
+    A FROM is a path if something lies there, else a model's name. Raises NotFound for one that is neither; BadRequest
+    for directories without weights, links that lead out of a directory, files that cannot be used; Unsupported for
+    pickles and adapters.
     """
     if modelfile.adapters:
         raise Unsupported("adapters are not supported yet")
@@ -51,7 +53,7 @@ def gather(modelfile: Modelfile, folder: Path) -> Gathered:
     for source in modelfile.sources:
         path = folder / Path(source).expanduser()
         if not path.exists():
-            name = source
+            name = _model_name(source, path)
         for file_name, file in _files_of(path) if path.exists() else ():
             if files.setdefault(file_name, file) != file:
                 raise BadRequest(f"two files are called {file_name}: {files[file_name]} and {file}")
@@ -64,6 +66,15 @@ def digest_of(path: Path) -> Digest:
     """Return the digest of a file of any size."""
     with path.open("rb") as file:
         return Digest(f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}")
+
+
+def _model_name(source: str, path: Path) -> str:
+    """Return source, which names no file, if it can name a model. Raises NotFound."""
+    try:
+        ModelName.parse(source)
+    except InvalidName:
+        raise NotFound(f"FROM {source}: there is no file or folder {path.absolute()}") from None
+    return source
 
 
 def _fields(modelfile: Modelfile, name: str | None) -> CreateRequest:

@@ -1,8 +1,11 @@
 """Modelfiles: reading, writing, options and their values, and the files that a FROM line stands for."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from puna.core.errors import BadRequest, Unsupported
+from puna.core.errors import BadRequest, NotFound, Unsupported
 from puna.core.tensor.sampling import SamplingParams
 from puna.store import OPTIONS, Digest, Message, Options, check_options, digest_of, gather, parse_parameter
 from puna.store.modelfile import decode, parameter_lines, parse, quoted, render
@@ -308,6 +311,13 @@ def test_a_from_where_nothing_lies_is_a_models_name(tmp_path):
     request = gathered.request("mine", {})
     assert (request.model, request.from_, request.files) == ("mine", "llama3", None)
     assert (request.system, request.parameters, request.license) == ("x", {"top_k": 3}, ["MIT"])
+
+
+@pytest.mark.parametrize("source", ["./absent.gguf", "../absent", "~/absent.gguf", "/absent/model.gguf"])
+def test_a_from_that_can_be_neither_a_path_nor_a_name_says_where_nothing_lies(tmp_path, source):
+    place = re.escape(str(Path(tmp_path, Path(source).expanduser())))
+    with pytest.raises(NotFound, match=rf"^FROM {re.escape(source)}: there is no file or folder {place}$"):
+        gather(parse(f"FROM {source}"), tmp_path)
 
 
 def test_files_are_named_relative_to_the_modelfile(tmp_path):
