@@ -126,6 +126,12 @@ def _grown(expression: str, start: str) -> str:
     )
 
 
+def _kept(expression: str) -> str:
+    """Return a template that makes the same thing again and again, and keeps all of it."""
+    made = "".join(f"{{% set kept{number} = {expression} %}}" for number in range(200))
+    return f"{{% set s = 'ab ' * 1000000 %}}{{% set long = [1] * 200000 %}}{made}"
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -155,6 +161,24 @@ def _grown(expression: str, start: str) -> str:
         "{{ 'a' | indent(10**9) }}",
         "{{ [1] | tojson(indent=10**9) }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% set s = 'ab ' * 4000000 %}{{ s.split() | length }}",
+        "{% set s = 'ab' * 1000000 %}{{ s | list | length }}",
+        "{% set s = 'ab' * 1000000 %}{{ s | sort | length }}{{ s | groupby(0) | length }}",
+        "{{ strftime_now('%c' * 1000000) | length }}",
+        _kept("s.split()"),
+        _kept("s.split('c') + [1]"),
+        _kept("s | upper"),
+        _kept("s[1:]"),
+        _kept("s ~ 'x'"),
+        _kept("s + 'x'"),
+        _kept("s.strip()"),
+        _kept("s.replace('a', 'b')"),
+        _kept("s | trim"),
+        _kept("[s, 1] | join"),
+        _kept("s | replace('a', 'b')"),
+        _kept("long | list"),
+        _kept("long[1:]"),
+        _kept("long + [1]"),
     ],
 )  # fmt: skip
 def test_a_template_that_would_fill_the_memory_is_stopped(source):

@@ -11,7 +11,7 @@ from jinja2 import Environment, filters, pass_environment
 from markupsafe import escape
 
 from ...core.errors import BadModel
-from .limits import charge, check_text, concatenated, measured, text_of
+from .limits import charge, check_items, check_text, concatenated, measured, paid, text_of
 
 
 def replaced(text: object, old: str, new: str, count: int | None = -1) -> str:
@@ -106,16 +106,26 @@ _OWN: dict[str, Callable[..., Any]] = {
 }
 
 
-def _charged(function: Callable[..., Any]) -> Callable[..., Any]:
+# These go through their input character by character if it is a text.
+_ITERATING = frozenset(
+    ["groupby", "list", "map", "max", "min", "reject", "rejectattr", "select", "selectattr", "sort", "unique"]
+)
+
+
+def _charged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)  # keeps the marks by which Jinja passes its context
     def charged(*args: Any, **kwargs: Any) -> Any:
         charge()
-        return function(*args, **kwargs)
+        if name in _ITERATING:
+            for text in args:
+                check_items(len(text) if isinstance(text, str) else 0)
+        return paid(function(*args, **kwargs))
 
     return charged
 
 
 FILTERS = {
-    name: _charged(function) for name, function in ({name: filters.FILTERS[name] for name in _HARMLESS} | _OWN).items()
+    name: _charged(name, function)
+    for name, function in ({name: filters.FILTERS[name] for name in _HARMLESS} | _OWN).items()
 }
-"""The filters that exist, by name; each call costs a step."""
+"""The filters that exist, by name; each call costs a step, and the size of what it returns."""

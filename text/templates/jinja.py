@@ -14,6 +14,7 @@ from ...core.errors import BadModel, BadRequest, Failure
 from .limits import budget
 from .sandbox import BoundedEnvironment, guarded
 
+MAX_LAYOUT = 256  # characters; the system expands a layout of the date in one go, up to 256 times its length
 MAX_SOURCE = 1 << 20  # characters; the largest published chat templates have 30 thousand
 
 
@@ -76,6 +77,8 @@ def _raise_exception(message: object) -> NoReturn:
 
 
 def _strftime_now(layout: str) -> str:
+    if len(layout) > MAX_LAYOUT:
+        raise BadModel(f"chat template writes the date in more than {MAX_LAYOUT} characters")
     return datetime.now().strftime(layout)  # the local time is meant
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Sized, ValuesView
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from jinja2.runtime import Undefined
 from jinja2.utils import Namespace
@@ -17,6 +17,12 @@ MAX_TEXT = 1 << 24  # characters in one string, and in the output
 MAX_ITEMS = 1 << 18  # elements in one list, nested ones included
 MAX_STEPS = 500_000  # a conversation of ten thousand messages needs about 100 thousand
 MAX_SECONDS = 5.0
+MAX_MADE = 1 << 28  # bytes, roughly, of all texts and lists that were made on the way, for a template may keep them all
+
+_BYTES_PER_ELEMENT = 8  # of a list: what it points to was there before
+_BYTES_PER_PIECE = 56  # of a list of new texts
+
+T = TypeVar("T")
 
 
 class _Budget:
@@ -25,6 +31,7 @@ class _Budget:
     def __init__(self) -> None:
         self._steps = MAX_STEPS
         self._deadline = time.monotonic() + MAX_SECONDS
+        self._room = MAX_MADE
 
     def charge(self, steps: int) -> None:
         self._steps -= steps
@@ -32,6 +39,11 @@ class _Budget:
             raise BadModel(f"chat template needs more than {MAX_STEPS} steps")
         if time.monotonic() > self._deadline:
             raise BadModel(f"chat template needs more than {MAX_SECONDS:g} seconds")
+
+    def spend(self, nbytes: int) -> None:
+        self._room -= nbytes
+        if self._room < 0:
+            raise BadModel(f"chat template makes texts and lists of more than {MAX_MADE} bytes")
 
 
 _current: ContextVar[_Budget] = ContextVar("budget of the template being rendered")
@@ -50,6 +62,19 @@ def budget() -> Iterator[None]:
 def charge(steps: int = 1) -> None:
     """Take steps from the budget of the template that is running. Raises BadModel once it or the time is used up."""
     _current.get().charge(steps)
+
+
+def paid(made: T, *, pieces: bool = False) -> T:
+    """Return a value that was just made, after taking its size from the budget. pieces: it is a list of new texts.
+
+    Raises BadModel once the budget is used up, or if a list has too many elements.
+    """
+    if isinstance(made, str):
+        _current.get().spend(len(made))
+    elif isinstance(made, list | tuple):
+        check_items(len(made))
+        _current.get().spend(len(made) * (_BYTES_PER_PIECE if pieces else _BYTES_PER_ELEMENT))
+    return made
 
 
 def check_text(characters: int) -> None:
@@ -104,7 +129,7 @@ def concatenated(pieces: Iterable[str], separator: str = "") -> str:
         characters += len(piece) + len(separator)
         check_text(characters)
         kept.append(piece)
-    return separator.join(kept)
+    return paid(separator.join(kept))
 
 
 class Steps:

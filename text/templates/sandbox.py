@@ -17,7 +17,7 @@ from jinja2.visitor import NodeTransformer
 
 from ...core.errors import BadModel
 from .filters import FILTERS, replaced
-from .limits import Steps, charge, concatenated, measured, text_of
+from .limits import Steps, charge, concatenated, measured, paid, text_of
 from .operators import check_operands
 
 
@@ -44,6 +44,10 @@ class _Guards(NodeTransformer):
     def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:  # noqa: N802
         self.generic_visit(node)
         return _checked("measured", node)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:  # noqa: N802
+        self.generic_visit(node)
+        return _checked("sliced", node) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_Name(self, node: nodes.Name) -> nodes.Name:  # noqa: N802
         if node.name in ("varargs", "kwargs"):  # the only way to a list that no literal or operator made
@@ -130,6 +134,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         measured(value)
         return value
 
+    def sliced(self, value: object) -> object:
+        """Return a part of a text or a list, which is a copy."""
+        charge()
+        return paid(value)
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Return whether a template may use obj.attr."""
         for kind, allowed in _METHODS.items():
@@ -148,11 +157,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str) and name == "join":
             return concatenated(map(text_of, args[0]), owner)
         if isinstance(owner, str) and name == "replace":
-            return replaced(owner, *args)
+            return paid(replaced(owner, *args))
         result = super().call(context, obj, *args, **kwargs)
-        return self.measured(result) if obj is dict else result
+        return self.measured(result) if obj is dict else paid(result, pieces=isinstance(owner, str))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: D102
         charge()
         check_operands(operator, left, right)
-        return super().call_binop(context, operator, left, right)
+        return paid(super().call_binop(context, operator, left, right))
