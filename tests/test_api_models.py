@@ -81,6 +81,16 @@ async def test_ps_lists_what_is_loaded_and_the_longest_stay_first(tmp_path):
     assert datetime.fromisoformat(model["expires_at"]).year - datetime.now().year in (291, 292, 293)
 
 
+async def test_ps_lists_a_model_in_memory_whose_name_was_deleted(tmp_path):
+    async with running_server(tmp_path, ScriptedRunner()) as live:
+        await make_model(live.store, "demo")
+        await live.http.post("/api/generate", json={"model": "demo"})
+        await live.http.request("DELETE", "/api/delete", json={"model": "demo"})
+        (model,) = (await live.http.get("/api/ps")).json()["models"]
+    assert (model["name"], model["size"], model["details"]["family"]) == ("demo:latest", 1234, "scripted")
+    assert model["digest"] == digest_of(GGUF).hex
+
+
 async def test_show_tells_all(tmp_path):
     async with running_server(tmp_path, ScriptedRunner()) as live:
         template = "{{ .Suffix }}{{ .Prompt }}"

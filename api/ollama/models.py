@@ -11,7 +11,7 @@ from starlette.routing import Route
 from ... import __version__
 from ...core.errors import BadModel, BadRequest, NotFound
 from ...core.scheduler import models as loading
-from ...store import InvalidName, ModelName, ModelNotFound, ShowInfo, StoredModel, show
+from ...store import Details, Digest, InvalidName, ModelName, ModelNotFound, ShowInfo, StoredModel, show
 from ..replies import json_response
 from ..requests import read_body
 from ..serving import Serving
@@ -61,24 +61,40 @@ class ModelEndpoints:
     async def loaded(self, request: Request) -> Response:
         """Answer GET /api/ps: the one that stays longest first."""
         models = sorted(self._serving.models.loaded(), key=lambda model: expiry(model.expires_at), reverse=True)
-        return json_response(LoadedList([entry for model in models if (entry := await self._loaded(model))]))
+        return json_response(LoadedList([await self._loaded(model) for model in models]))
 
-    async def _loaded(self, model: loading.Resident) -> LoadedModel | None:
-        """Return the line of a loaded model; None if its name was deleted or its files spoilt meanwhile."""
-        try:
-            stored = await anyio.to_thread.run_sync(self._store.open, model.name)
-        except (NotFound, BadModel):
-            return None
+    async def _loaded(self, model: loading.Resident) -> LoadedModel:
+        """Return the line of a loaded model."""
+        digest, details = await self._identity(model)
         return LoadedModel(
-            name=stored.name.short,
-            model=stored.name.short,
+            name=model.name,
+            model=model.name,
             size=model.runner.memory_bytes if model.runner else 0,
-            digest=stored.digest.hex,
-            details=stored.details,
+            digest=digest.hex,
+            details=details,
             expires_at=rfc3339(expiry(model.expires_at)),
             size_vram=0,
             context_length=self._serving.context_length(model.runner),
         )
+
+    async def _identity(self, model: loading.Resident) -> tuple[Digest, Details]:
+        """Return the digest and the details of a loaded model.
+
+        If its name was deleted or its files spoilt meanwhile, they are what is known about the weights in memory.
+        """
+        try:
+            stored = await anyio.to_thread.run_sync(self._store.open, model.name)
+        except (NotFound, BadModel):
+            family = model.runner.facts.architecture if model.runner else ""
+            return Digest(model.key), Details(
+                parent_model="",
+                format="",
+                family=family,
+                families=[family],
+                parameter_size="",
+                quantization_level="",
+            )
+        return stored.digest, stored.details
 
     async def show(self, request: Request) -> Response:
         """Answer POST /api/show."""
