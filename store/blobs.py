@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
+import anyio
 import anyio.to_thread
 
 from ..core.errors import BadFile, BadRequest, NotFound
 from .digests import Digest, InvalidDigest
 from .folder import Folder, Writer
+
+T = TypeVar("T")
 
 FOLDER = "blobs"
 CHUNK_BYTES = 1 << 20  # an upload is hashed and written in pieces of this size, each in a worker thread
@@ -78,7 +82,7 @@ class Blobs:
         if await anyio.to_thread.run_sync(self.has, digest):
             return False
         hasher = hashlib.sha256()
-        with self._folder.writer(FOLDER) as writer:
+        async with _in_thread(self._folder.writer(FOLDER)) as writer:
             async for piece in _gathered(chunks):
                 await anyio.to_thread.run_sync(_take, hasher, writer, piece)
             actual = Digest(f"sha256:{hasher.hexdigest()}")
@@ -126,6 +130,17 @@ def _digest(file_name: str) -> Digest | None:
         return Digest(file_name)
     except InvalidDigest:
         return None
+
+
+@asynccontextmanager
+async def _in_thread(context: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Enter and leave a context in worker threads: to delete what arrived of a large upload takes seconds."""
+    entered = await anyio.to_thread.run_sync(context.__enter__)
+    try:
+        yield entered
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(context.__exit__, None, None, None)
 
 
 def _take(hasher: hashlib._Hash, writer: Writer, piece: bytes) -> None:

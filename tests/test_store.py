@@ -7,8 +7,10 @@ import json
 import math
 import os
 import stat
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -28,7 +30,7 @@ from puna.store import (
     show,
 )
 from puna.store.blobs import Blobs
-from puna.store.folder import Folder
+from puna.store.folder import Folder, Writer
 from puna.store.manifests import Manifests
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -440,6 +442,25 @@ async def test_an_upload_that_breaks_off_leaves_nothing(store, tmp_path):
 
     with pytest.raises(ConnectionError):
         await store.add_blob(Digest.of(b"x" * (4 << 20)), broken())
+    assert blobs(tmp_path) == set()
+
+
+@pytest.mark.asyncio
+async def test_an_upload_touches_the_disk_in_worker_threads_only(tmp_path):
+    threads: list[int] = []
+
+    class Watched(Folder):
+        @contextmanager
+        def writer(self, *folder: str) -> Iterator[Writer]:
+            threads.append(threading.get_ident())
+            with super().writer(*folder) as writer:
+                yield writer
+            threads.append(threading.get_ident())
+
+    with pytest.raises(DigestMismatch):
+        await Blobs(Watched(tmp_path)).add(Digest.of(b"expected"), chunks(b"actual"))
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
     assert blobs(tmp_path) == set()
 
 
