@@ -76,7 +76,10 @@ class Continued:
 
     async def text(self, runner: Runner, limit: int) -> str:
         """Return the earlier text and the new prompt. Raises BadRequest for tokens that the model does not have."""
-        return await runner.detokenize(self.context) + await self.prompt.text(runner, limit)
+        earlier, new = await runner.detokenize(self.context), await self.prompt.text(runner, limit)
+        # Templates of Hugging Face begin with the start token, which belongs at the start alone.
+        start = await runner.detokenize(await runner.tokenize("", start=True))
+        return earlier + new.removeprefix(start)
 
 
 def chat(model: Model, messages: Sequence[Message], *, truncate: bool = True) -> Prompt:

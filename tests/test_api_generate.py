@@ -79,6 +79,16 @@ async def test_the_prompt_is_what_template_system_messages_and_context_make_it(t
     assert ("context" in answer) == ("raw" not in fields)
 
 
+async def test_a_continued_prompt_begins_with_one_start_token_though_its_template_writes_one(tmp_path):
+    async with running_server(tmp_path, precise=True) as live:
+        await make_model(live.store, "demo")
+        first = (await generate(live, prompt="Hi", options={"num_predict": 1, "temperature": 0})).json()
+        shown = (await generate(live, prompt="And?", context=first["context"], _debug_render_only=True)).json()
+    prompt = shown["_debug_info"]["rendered_template"]
+    assert prompt.startswith("<|begin_of_text|>") and prompt.count("<|begin_of_text|>") == 1
+    assert prompt.count("<|start_header_id|>user") == 2
+
+
 async def test_options_come_from_defaults_then_the_model_then_the_request(tmp_path):
     runner = ScriptedRunner()
     async with running_server(tmp_path, runner, context_length=100) as live:
