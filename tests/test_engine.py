@@ -396,7 +396,7 @@ def test_the_kernel_loads_what_a_plugin_provides_and_computes_as_the_settings_sa
 
 # ---- models that misbehave -----------------------------------------------------------------------------------------
 
-STOP, NAN, BROKEN, FAULTY = 50, 60, 70, 80  # tokens that the toy model stumbles over
+STOP, NAN, BROKEN, FAULTY, LEAVING = 50, 60, 70, 80, 90  # tokens that the toy model stumbles over
 
 
 class Counting:
@@ -416,6 +416,8 @@ class Counting:
             raise RuntimeError("shapes do not fit")
         if (x == FAULTY).any():
             raise BadModel("a weight is damaged")
+        if (x == LEAVING).any():
+            raise SystemExit
         return x
 
     def logits(self, x):
@@ -522,6 +524,12 @@ def test_a_step_that_fails_ends_its_requests_and_not_the_engine(engine, counting
         assert failed.message.startswith(message)
     assert [type(event) for event in first.events()] == [Piece, Failed]
     assert ("RuntimeError: shapes do not fit" in caplog.text) == (kind == "internal")
+    assert Client(engine, 1).tokens() == [2, 3, 4]
+
+
+def test_a_model_that_exits_ends_its_request_and_not_the_engine(engine):
+    (failed,) = Client(engine, LEAVING).events()
+    assert failed.kind == "internal"
     assert Client(engine, 1).tokens() == [2, 3, 4]
 
 

@@ -119,7 +119,7 @@ class Engine:
                 self._commit(sequence, row, token)
         except Failure as error:
             self._fail([share.sequence for share in shares], "bad_model", str(error))
-        except Exception:
+        except (Exception, SystemExit):  # a plugin that exits would end this thread, and nobody would hear of it
             log.exception("a step failed")
             message = "an error was encountered while running the model; the server's log has the details"
             self._fail([share.sequence for share in shares], "internal", message)
