@@ -265,6 +265,14 @@ def one_sequence(keys, values, window=0, first=None):
     return CpuSeen((CpuSpan(0, len(keys) - first, first, keys, values),), window)
 
 
+@pytest.mark.parametrize(("heads", "size"), [(3, 4), (2, 5), (1, 4)])
+def test_queries_that_do_not_fit_the_keys_are_refused_before_memory_is_read(heads, size):
+    rng = np.random.default_rng(0)
+    seen = one_sequence(floats(rng, 1, 2, 4), floats(rng, 1, 2, 4))
+    with pytest.raises(BadModel, match=f"{heads} query heads of {size} over 2 key heads of 4"):
+        attend(floats(rng, 1, heads, size), seen, scale=1.0)
+
+
 def test_a_row_does_not_see_what_follows_it():
     rng = np.random.default_rng(0)
     keys, values, q = floats(rng, 5, 1, 4), floats(rng, 5, 1, 4), floats(rng, 5, 2, 4)

@@ -170,7 +170,10 @@ class CpuSeen:
 @ops.attend.register(np.ndarray)
 def attend(q: Floats, seen: CpuSeen, *, scale: float) -> Floats:
     """Return each row's mixture of values, [T, H · F] float32."""
-    T, H, _ = q.shape
+    T, H, E = q.shape
+    _, K, size = seen.spans[0].keys.shape
+    if H % K or size != E:  # the kernel trusts its shapes
+        raise BadModel(f"attention of {H} query heads of {E} over {K} key heads of {size}: they do not fit")
     out = np.empty((T, H, seen.spans[0].values.shape[2]), np.float32)
     for span in seen.spans:
         rows = slice(span.start, span.stop)
