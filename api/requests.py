@@ -14,6 +14,7 @@ from ..core.errors import BadRequest
 T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_BODY_BYTES = 256 * 2**20
+MAX_VALUES = 2**20  # each takes a hundred bytes once parsed; a prompt with as many commas fits no context either
 
 _HALF_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _NAMES = {dict: "object", list: "array", str: "string", int: "number", float: "number", bool: "bool"}
@@ -22,8 +23,8 @@ _NAMES = {dict: "object", list: "array", str: "string", int: "number", float: "n
 class BodyTooLarge(BadRequest):
     """A client sends more JSON than any request can need."""
 
-    def __init__(self) -> None:
-        super().__init__(f"the request body is too large: at most {MAX_BODY_BYTES} bytes are allowed")
+    def __init__(self, limit: str) -> None:
+        super().__init__(f"the request body is too large: at most {limit} are allowed")
 
 
 async def read_body(request: Request, kind: type[T], *, missing: str = "missing request body") -> T:
@@ -35,7 +36,7 @@ async def read_body(request: Request, kind: type[T], *, missing: str = "missing 
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
-            raise BodyTooLarge
+            raise BodyTooLarge(f"{MAX_BODY_BYTES} bytes")
     return parse_body(bytes(body), kind, missing=missing)
 
 
@@ -45,6 +46,8 @@ def parse_body(body: bytes, kind: type[T], *, missing: str = "missing request bo
     Only the first JSON value counts. Keys of the outermost object match in any letter case, the last of equal keys
     wins, null means "not given" and unknown keys are ignored. Bytes and escapes that are no Unicode become U+FFFD.
     """
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:  # a bound that needs no parsing
+        raise BodyTooLarge(f"{MAX_VALUES} commas and brackets")
     text = body.decode("utf-8", "replace").lstrip(" \t\r\n")
     if not text:
         raise BadRequest(missing)

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from puna.api.requests import parse_body
+from puna.api.requests import BodyTooLarge, parse_body
 from puna.core.errors import BadRequest
 
 
@@ -32,6 +32,12 @@ def test_null_means_not_given():
 
 def test_only_the_first_json_value_is_read():
     assert parse_body(b' \n{"model": "m"} trailing', Body).model == "m"
+
+
+@pytest.mark.parametrize("values", [b"1," * 2_000_000, b"{}," * 600_000, b"[[]]," * 400_000])
+def test_a_body_of_so_many_values_that_parsing_would_hold_everybody_up_is_refused(values):
+    with pytest.raises(BodyTooLarge, match="at most 1048576 commas and brackets"):
+        parse_body(b'{"context": [' + values + b"1]}", Body)
 
 
 def test_unknown_fields_are_accepted():
