@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 
@@ -40,10 +41,13 @@ async def serve(
     config.loglevel = "WARNING"
     started(port)
     app = BodyDrain(create_app(settings=settings, store=store, models=models))
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_end_replies, models, shutdown)
+    # No task group: hypercorn leaves a mark of its own cancellation on the task, which a group takes for another one.
+    ending = asyncio.create_task(_end_replies(models, shutdown))
+    try:
         await hypercorn.asyncio.serve(app, config, shutdown_trigger=shutdown.wait, mode="asgi")  # type: ignore[arg-type]
-        tasks.cancel_scope.cancel()
+    finally:
+        ending.cancel()
+        await asyncio.wait([ending])
 
 
 async def _end_replies(models: Models, shutdown: anyio.Event) -> None:
