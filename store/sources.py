@@ -51,7 +51,7 @@ def gather(modelfile: Modelfile, folder: Path) -> Gathered:
     files: dict[str, Path] = {}
     name = None
     for source in modelfile.sources:
-        path = folder / Path(source).expanduser()
+        path = folder / _expanded(source)
         if not path.exists():
             name = _model_name(source, path)
         for file_name, file in _files_of(path) if path.exists() else ():
@@ -90,6 +90,13 @@ def _fields(modelfile: Modelfile, name: str | None) -> CreateRequest:
         renderer=modelfile.renderer,
         parser=modelfile.parser,
     )
+
+
+def _expanded(source: str) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # ~name of a user that does not exist
+        raise BadRequest(f"{source}: there is no such user") from None
 
 
 def _files_of(path: Path) -> Iterator[tuple[str, Path]]:

@@ -574,3 +574,8 @@ def test_a_name_keeps_the_spelling_it_has_on_disk(store):
     quantised(store, model="mine:latest", system="new")
     assert [model.name.short for model in store.list()] == ["Mine:Latest"]
     assert store.open("mine").system == "new"
+
+
+def test_the_folder_of_a_user_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(BadRequest, match="there is no such user"):
+        gather(parse("FROM ~nobody-of-this-name/model.gguf"), tmp_path)
