@@ -38,6 +38,7 @@ class Access:
         self._app = app
         self._origins = settings.origins + LOCAL_ORIGINS
         self._only_local_hosts = _is_loopback(settings.host.host)
+        self._names = settings.allowed_hosts
         self._own_addresses = frozenset(_own_addresses())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,13 +61,11 @@ class Access:
         await self._after_cors(scope, receive, _adding(cors, send) if cors else send, host)
 
     async def _after_cors(self, scope: Scope, receive: Receive, send: Send, host: str) -> None:
-        by_name = False
-        if self._only_local_hosts:
-            name = _without_port(host).lower()
-            by_name = _is_local_name(name)
-            if not by_name and not self._is_local_address(name):
-                await Response(status_code=403)(scope, receive, send)
-                return
+        name = _without_port(host).lower()
+        by_name = _is_local_name(name) or any(matches(pattern, name) for pattern in self._names)
+        if not by_name and not self._is_address(name):
+            await Response(status_code=403)(scope, receive, send)
+            return
         if by_name and scope["method"] == "OPTIONS":
             await Response(status_code=204)(scope, receive, send)
             return
@@ -86,12 +85,17 @@ class Access:
             "Vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
         }
 
-    def _is_local_address(self, name: str) -> bool:
-        """Whether name is empty or an address that no foreign web site can own."""
+    def _is_address(self, name: str) -> bool:
+        """Whether name is empty or an address that is ours; a server that others may reach cannot know them all.
+
+        What remains are names. A web site can make one of its own point here (DNS rebinding), so they must be listed.
+        """
         try:
             address = ipaddress.ip_address(name.partition("%")[0])
         except ValueError:
             return not name
+        if not self._only_local_hosts:
+            return True
         return address.is_loopback or address.is_private or address.is_unspecified or address in self._own_addresses
 
 

@@ -111,6 +111,14 @@ def _address(text: str) -> Address:
     return Address(scheme or "http", host or "127.0.0.1", number)
 
 
+def _hosts(text: str) -> tuple[str, ...]:
+    hosts = tuple(host.lower() for host in _names(text))
+    for host in hosts:
+        if not re.fullmatch(r"(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?", host):
+            raise ValueError(host)
+    return hosts
+
+
 def _directory(text: str) -> Path:
     try:
         return Path(text).expanduser().absolute()
@@ -170,6 +178,10 @@ class Settings:
     origins: tuple[str, ...] = _setting(
         _origins, (), "extra origins that browsers may call from",
         allowed="a comma list of origins, each with at most one *", ollama=True,
+    )  # fmt: skip
+    allowed_hosts: tuple[str, ...] = _setting(
+        _hosts, (), "names that requests may call this server by, besides addresses and local names",
+        allowed="a comma list of host names, or *.name for all below one",
     )  # fmt: skip
     plugins: tuple[str, ...] = _setting(
         _names, (), "modules loaded as plugins besides the installed ones", allowed="a comma list of module names"

@@ -48,7 +48,8 @@ def test_other_origins_are_refused_with_an_empty_body(method, origin):
 
 
 def test_the_servers_own_pages_need_no_cors():
-    answer = client(host=OPEN).get("/", headers={"Origin": "https://puna.example", "Host": "puna.example"})
+    own = client(host=OPEN, allowed_hosts=("puna.example",))
+    answer = own.get("/", headers={"Origin": "https://puna.example", "Host": "puna.example"})
     assert (answer.status_code, "access-control-allow-origin" in answer.headers) == (200, False)
 
 
@@ -100,8 +101,19 @@ def test_a_page_that_rebinds_its_name_to_this_machine_is_refused():
     assert answer.status_code == 403
 
 
-def test_every_host_passes_an_open_listener():
-    assert client(host=OPEN).get("/", headers={"Host": "example.com"}).status_code == 200
+@pytest.mark.parametrize("host", ["8.8.8.8:11434", "[2001:4860::8]", "192.168.1.7", "localhost", "box.local"])
+def test_an_open_listener_may_be_called_by_any_address_or_local_name(host):
+    assert client(host=OPEN).get("/", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("listener", [OPEN, Settings().host])
+def test_a_rebound_name_is_refused_on_every_bind_unless_it_is_listed(listener):
+    rebound = {"Host": "evil.example:11434", "Origin": "http://evil.example:11434"}
+    listed = client(host=listener, allowed_hosts=("puna.example", "*.lan.example"))
+    assert client(host=listener).get("/", headers=rebound).status_code == 403
+    assert listed.get("/", headers=rebound).status_code == 403
+    assert listed.get("/", headers={"Host": "Puna.example:11434"}).status_code == 200
+    assert listed.get("/", headers={"Host": "box.lan.example"}).status_code == 200
 
 
 def test_options_by_a_local_name_is_answered_at_once():

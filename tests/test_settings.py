@@ -40,6 +40,7 @@ MEANINGS = [
     ("nohistory", "T", True),
     ("origins", "http://a.org, https://*.b.org,*", ("http://a.org", "https://*.b.org", "*")),
     ("plugins", "mine.arch , other", ("mine.arch", "other")),
+    ("allowed_hosts", "Puna.example, *.lan", ("puna.example", "*.lan")),
     ("kernel_cache", "/var/cache/kernels", Path("/var/cache/kernels")),
     ("debug", "2", 2),
     ("debug", "true", 1),
@@ -53,7 +54,8 @@ REFUSED = [
     ("num_parallel", "-1"), ("num_parallel", "two"), ("num_parallel", "1.5"),
     ("max_loaded_models", "-1"), ("max_queue", "0"), ("context_length", "-4096"), ("num_batch", "0"),
     ("num_threads", "0"), ("kv_cache_type", "q2"), ("kv_cache_type", "F16"), ("precise", "maybe"), ("debug", "3"),
-    ("origins", "a.org"), ("origins", "http://*.*.org"), ("kernel_cache", "~nobody-has-this-name/cache"),
+    ("origins", "a.org"), ("allowed_hosts", "*"), ("allowed_hosts", "a b"),
+    ("origins", "http://*.*.org"), ("kernel_cache", "~nobody-has-this-name/cache"),
 ]  # fmt: skip
 
 
