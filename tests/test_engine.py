@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from puna.core.errors import BadModel, BadRequest, ContextTooLong
+from puna.core.errors import BadModel, BadRequest, ContextTooLong, RunnerDied
 from puna.core.kernel import Kernel
 from puna.core.model import LoadedModel
 from puna.core.scheduler.engine import Engine
 from puna.core.scheduler.inline import EngineOptions, InlineRunner, TextParts
 from puna.core.scheduler.messages import Failed, Finished, Generate, Piece
 from puna.core.scheduler.models import ModelFiles
-from puna.core.scheduler.plan import Limits
+from puna.core.scheduler.plan import Limits, Scheduler
 from puna.core.scheduler.reply import Reply
 from puna.core.scheduler.sequence import Sequence
 from puna.core.settings import Settings
@@ -550,3 +550,17 @@ def test_a_cancelled_sequence_leaves_before_the_next_step_and_is_told_so_once(en
     assert (piece.tokens, finished.reason, finished.tokens) == ([2], "cancelled", 1)
     Client(engine, 1).events()  # whatever else the first one were to emit would have come by now
     assert client.is_silent()
+
+
+def test_a_bug_in_planning_ends_the_replies_and_not_the_engine(runner, monkeypatch):
+    plan, faults = Scheduler.plan, [RuntimeError("a bug")]
+
+    def failing_once(scheduler):
+        if faults:
+            raise faults.pop()
+        return plan(scheduler)
+
+    monkeypatch.setattr(Scheduler, "plan", failing_once)
+    with pytest.raises(RunnerDied):
+        reply(runner, [1, 2, 3], max_tokens=2)
+    assert len(reply(runner, [1, 2, 3], max_tokens=2).tokens) == 2

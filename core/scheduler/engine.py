@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 
+BROKEN = "an error was encountered while running the model; the server's log has the details"
+
 # Kernels use every core they are given, so two engines in one process take turns instead of slowing each other down.
 _compute = threading.Lock()
 
@@ -82,9 +84,11 @@ class Engine:
     def _run(self) -> None:
         use_threads(self._threads)
         while self._take_changes():
-            shares = self._scheduler.plan()
-            if shares:
-                self._step(shares)
+            try:
+                self._step(self._scheduler.plan())
+            except Exception:  # a bug of ours, outside the model: nobody may wait for ever because of it
+                log.exception("planning a step failed")
+                self._fail(self._scheduler.sequences, "internal", BROKEN)
         for sequence in self._scheduler.sequences:
             self._finish(sequence, "cancelled")
         self._ended.set()
@@ -111,6 +115,8 @@ class Engine:
         return True
 
     def _step(self, shares: list[Share]) -> None:
+        if not shares:
+            return
         try:
             with _compute:
                 logits = self._forward(shares)
@@ -121,8 +127,7 @@ class Engine:
             self._fail([share.sequence for share in shares], "bad_model", str(error))
         except (Exception, SystemExit):  # a plugin that exits would end this thread, and nobody would hear of it
             log.exception("a step failed")
-            message = "an error was encountered while running the model; the server's log has the details"
-            self._fail([share.sequence for share in shares], "internal", message)
+            self._fail([share.sequence for share in shares], "internal", BROKEN)
 
     def _forward(self, shares: list[Share]) -> Floats:
         """Run the model over the shares' tokens and return the logits of the rows to sample from, [N, V]."""
