@@ -130,6 +130,7 @@ class Kernel:
             Limits(max(settings.num_batch, settings.num_parallel + 1), settings.num_parallel),
             settings.num_threads or default_threads(),
             cast("ElementType", "f32" if settings.precise else settings.kv_cache_type),
+            settings.precise,
         )
 
     @property

@@ -26,7 +26,7 @@ CASES = list(text_cases())
 def model(file: Path) -> LoadedModel:
     architectures = [a for report in find_plugins() for a in report.architectures]
     source = open_weights(file)
-    return load_model(find_architecture(architectures, source), source, CpuLoader())
+    return load_model(find_architecture(architectures, source), source, CpuLoader(precise=True))
 
 
 def forward(loaded: LoadedModel, cache: SequenceCache, tokens: list[int]) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..plugin import CacheLayer, LayerCache, Window
+from ..tensor.attention import LANES, store_keys
 from ..tensor.cpu import CpuSeen, CpuSpan
 
 Floats = npt.NDArray[np.float32]
@@ -23,15 +24,19 @@ FIRST = 64  # positions that a new sequence has room for
 
 
 class SequenceCache:
-    """What one sequence holds: `length` positions in every layer."""
+    """What one sequence holds: `length` positions in every layer.
+
+    Keys lie in tiles of sixteen positions, [tiles, K, E, 16], values in rows, [positions, K, F] with F padded to whole
+    vectors: what `puna.core.tensor.attention` reads. float16 is kept as its bits.
+    """
 
     def __init__(self, layout: Sequence[CacheLayer], capacity: int, element: ElementType) -> None:
         self.length = 0
         self._limit, self._room = capacity, 0
-        self._dtype: Any = np.float32 if element == "f32" else np.float16
-        self._stored = [(layer.heads, layer.key_size, layer.value_size) for layer in layout]
-        self._keys: list[npt.NDArray[Any]] = [np.empty((0, K, E), self._dtype) for K, E, _ in self._stored]
-        self._values: list[npt.NDArray[Any]] = [np.empty((0, K, F), self._dtype) for K, _, F in self._stored]
+        self._dtype: Any = np.float32 if element == "f32" else np.uint16
+        self._value_sizes = [layer.value_size for layer in layout]
+        self._keys = [self._zeros(0, layer.heads, layer.key_size, LANES) for layer in layout]
+        self._values = [self._zeros(0, layer.heads, -(-layer.value_size // LANES) * LANES) for layer in layout]
 
     @property
     def nbytes(self) -> int:
@@ -43,29 +48,31 @@ class SequenceCache:
         assert positions <= self._limit, (positions, self._limit)
         if positions <= self._room:
             return
-        self._room = min(self._limit, max(FIRST, positions, 2 * self._room))
-        self._keys = [self._grown(array) for array in self._keys]
-        self._values = [self._grown(array) for array in self._values]
+        tiles = -(-min(self._limit, max(FIRST, positions, 2 * self._room)) // LANES)
+        self._room = tiles * LANES
+        self._keys = [self._grown(array, tiles) for array in self._keys]
+        self._values = [self._grown(array, self._room) for array in self._values]
 
     def clear(self) -> None:
         """Forget every position and keep the room."""
         self.length = 0
 
     def store(self, layer: int, k: Floats, v: Floats) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Write rows behind the current length and return the layer's keys and values up to and with them.
-
-        float16 comes back as its bits, which is what the kernels read.
-        """
-        end = self.length + len(k)
+        """Write rows behind the current length and return the layer's keys and values."""
+        if self._dtype is np.uint16:
+            k, v = k.astype(np.float16).view(np.uint16), v.astype(np.float16).view(np.uint16)
         keys, values = self._keys[layer], self._values[layer]
-        keys[self.length : end], values[self.length : end] = k, v
-        if self._dtype is np.float16:
-            return keys[:end].view(np.uint16), values[:end].view(np.uint16)
-        return keys[:end], values[:end]
+        store_keys(np.ascontiguousarray(k), self.length, keys)
+        values[self.length : self.length + len(v), :, : self._value_sizes[layer]] = v
+        return keys, values
 
-    def _grown(self, old: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        new = np.empty((self._room, *old.shape[1:]), self._dtype)
-        new[: self.length] = old[: self.length]
+    def _zeros(self, *shape: int) -> npt.NDArray[Any]:
+        """Return an array without a NaN in it: weights of 0 must hide what was never written."""
+        return np.zeros(shape, self._dtype)
+
+    def _grown(self, old: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+        new = self._zeros(rows, *old.shape[1:])
+        new[: len(old)] = old
         return new
 
 
@@ -89,7 +96,7 @@ class StepLayer:
         spans = []
         for part in self._rows:
             keys, values = part.cache.store(self._layer, k[part.start : part.stop], v[part.start : part.stop])
-            spans.append(CpuSpan(part.start, part.stop, part.cache.length, keys, values))
+            spans.append(CpuSpan(part.start, part.stop, part.cache.length, keys, values, self._declared.value_size))
         kind = self._declared.kind
         return CpuSeen(tuple(spans), kind.size if isinstance(kind, Window) else 0)
 

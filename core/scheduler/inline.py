@@ -41,6 +41,7 @@ class EngineOptions:
     limits: Limits
     threads: int
     cache_type: ElementType
+    precise: bool = False
 
 
 class InlineRunner:
@@ -52,7 +53,9 @@ class InlineRunner:
         """Load a model. Blocks while files are opened and checked: call it off the event loop."""
         self._source = open_weights(files)
         try:
-            model = load_model(find_architecture(architectures, self._source), self._source, CpuLoader())
+            model = load_model(
+                find_architecture(architectures, self._source), self._source, CpuLoader(precise=options.precise)
+            )
             self._tokenizer = text.open_tokenizer(self._source)
             self._stop_ids = _stop_ids(self._tokenizer, model.architecture)
         except BaseException:

@@ -1,4 +1,4 @@
-"""The operations on numpy arrays, and how weights are kept for them: as they lie in the file, memory-mapped."""
+"""The operations on numpy arrays, and how weights are kept for them: packed, or as they lie in the mapped file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from ..errors import BadModel
 from . import ops
 from .blocks import BlockFormat, by_name
 from .decode import KINDS, decode_tensor
-from .kernels import attend_rows, few_rows_product, gather_rows, widen_rows
+from .activations import gate_in_place
+from .attention import attend_rows
+from .kernels import few_rows_product, gather_rows, widen_rows
+from .layouts import LAYOUTS, Layout
+from .packing import pack
+from .product import Quantised, product, quantise, shares_of
 from .rope import RopeTable
 from .source import TensorInfo, WeightSource
 
@@ -35,11 +40,46 @@ class CpuMatrix:
         return int(self.data.nbytes)
 
 
-class CpuLoader:
-    """Hands tensors to the CPU's operations without copying what the kernels can read in place."""
+@dataclass(frozen=True)
+class PackedMatrix:
+    """A weight [out, in] packed for products with 8-bit activations, and its rows in the file for `embed`."""
 
-    def matrix(self, source: WeightSource, info: TensorInfo) -> CpuMatrix:
-        """Return a [out, in] weight. Formats without a kernel of their own are widened to float32 once."""
+    rows: CpuMatrix
+    layout: Layout
+    data: npt.NDArray[np.void]  # records [groups, units]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.rows.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the product has to read."""
+        return int(self.data.nbytes)
+
+
+AnyMatrix = CpuMatrix | PackedMatrix
+
+
+class CpuLoader:
+    """Puts tensors where the CPU's operations want them."""
+
+    def __init__(self, *, precise: bool = False) -> None:
+        """precise: compute with float32 activations and exact weights, for comparisons with references."""
+        self._precise = precise
+
+    def matrix(self, source: WeightSource, info: TensorInfo) -> AnyMatrix:
+        """Return a [out, in] weight: packed if its format has a layout, else as it lies in the file."""
+        plain = self._plain(source, info)
+        if self._precise or info.format.name not in LAYOUTS:
+            return plain
+        packed = PackedMatrix(plain, LAYOUTS[info.format.name], pack(plain.data, info.format))
+        source.release(info.name)
+        return packed
+
+    def _plain(self, source: WeightSource, info: TensorInfo) -> CpuMatrix:
+        """Return a weight that kernels read in place. Formats without a kernel are widened to float32 once."""
         if len(info.shape) != 2:
             raise BadModel(f"{info.name} has {len(info.shape)} dimensions, expected 2")
         shape = (info.shape[0], info.shape[1])
@@ -56,26 +96,54 @@ class CpuLoader:
 
 
 @ops.embed.register(np.ndarray)
-def embed(tokens: npt.NDArray[np.int32], table: CpuMatrix) -> Floats:
+def embed(tokens: npt.NDArray[np.int32], table: AnyMatrix) -> Floats:
     """Return the rows of table at tokens, [T, D] float32."""
-    assert tokens.size == 0 or (tokens.min() >= 0 and tokens.max() < table.shape[0]), "a token outside the table"
+    assert tokens.size == 0 or (0 <= tokens.min() and tokens.max() < table.shape[0]), "a token outside the table"
+    rows = table.rows if isinstance(table, PackedMatrix) else table
     out = np.empty((len(tokens), table.shape[1]), np.float32)
-    gather_rows(table.format.id, table.data, tokens, out)
+    gather_rows(rows.format.id, rows.data, tokens, out)
     return out
 
 
 @ops.linear.register(np.ndarray)
-def linear(x: Floats, weight: CpuMatrix, bias: Floats | None = None) -> Floats:
-    """Return x · weightᵀ + bias, [T, out] float32; the weight is widened to float32 exactly."""
-    assert x.shape[1] == weight.shape[1], (x.shape, weight.shape)
+def linear(x: Floats, weight: AnyMatrix, bias: Floats | None = None) -> Floats:
+    """Return x · weightᵀ + bias, [T, out] float32."""
+    return project(x, (weight, bias))[0]
+
+
+@ops.project.register(np.ndarray)
+def project(x: Floats, *parts: tuple[AnyMatrix, Floats | None]) -> tuple[Floats, ...]:
+    """Return the product with each weight, plus its bias; x is quantised once for all weights with the same unit."""
     x = np.ascontiguousarray(x)
+    quantised: dict[int, Quantised] = {}
+    outs = []
+    for weight, bias in parts:
+        assert x.shape[1] == weight.shape[1], (x.shape, weight.shape)
+        if isinstance(weight, PackedMatrix):
+            unit = weight.layout.unit
+            if unit not in quantised:
+                quantised[unit] = quantise(x, unit)
+            out = _packed_product(quantised[unit], weight)
+        else:
+            out = _plain_product(x, weight)
+        if bias is not None:
+            out += bias
+        outs.append(out)
+    return tuple(outs)
+
+
+def _packed_product(x: Quantised, weight: PackedMatrix) -> Floats:
+    out = np.empty((x.count, weight.shape[0]), np.float32)
+    product(weight.data, shares_of(weight.data), x.count, x.codes, x.sums, x.steps, out)
+    return out
+
+
+def _plain_product(x: Floats, weight: CpuMatrix) -> Floats:
     out = np.empty((len(x), weight.shape[0]), np.float32)
     if len(x) <= FEW:
         few_rows_product(weight.format.id, weight.data, x, out)
     else:
         _many_rows_product(weight, x, out)
-    if bias is not None:
-        out += bias
     return out
 
 
@@ -87,12 +155,6 @@ def _many_rows_product(weight: CpuMatrix, x: Floats, out: Floats) -> None:
         np.matmul(x, rows.T, out=out[:, first : first + len(rows)])
 
 
-@ops.project.register(np.ndarray)
-def project(x: Floats, *parts: tuple[CpuMatrix, Floats | None]) -> tuple[Floats, ...]:
-    """Return the product with each weight, plus its bias."""
-    return tuple(linear(x, weight, bias) for weight, bias in parts)
-
-
 @ops.rms_norm.register(np.ndarray)
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     """Return x scaled to unit root mean square over the last dimension, times weight."""
@@ -102,17 +164,11 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
 
 
 @ops.gated_mlp.register(np.ndarray)
-def gated_mlp(x: Floats, gate: CpuMatrix, up: CpuMatrix, down: CpuMatrix) -> Floats:
+def gated_mlp(x: Floats, gate: AnyMatrix, up: AnyMatrix, down: AnyMatrix) -> Floats:
     """Return down(silu(gate(x)) · up(x))."""
-    inner: Floats = linear(x, gate)
-    inner = inner * _sigmoid(inner) * linear(x, up)
+    inner, wide = project(x, (gate, None), (up, None))
+    gate_in_place(inner.reshape(-1), wide.reshape(-1))
     y: Floats = linear(inner, down)
-    return y
-
-
-def _sigmoid(x: Floats) -> Floats:
-    """Return 1 / (1 + exp(-x)), without an overflow for any x."""
-    y: Floats = np.float32(0.5) * np.tanh(np.float32(0.5) * x) + np.float32(0.5)
     return y
 
 
@@ -155,8 +211,9 @@ class CpuSpan:
     start: int
     stop: int
     first: int
-    keys: npt.NDArray[np.generic]  # [positions, K, E]: float32, or uint16 that holds the bits of float16
-    values: npt.NDArray[np.generic]  # [positions, K, F]
+    keys: npt.NDArray[np.generic]  # [tiles, K, E, 16]: float32, or uint16 that holds the bits of float16
+    values: npt.NDArray[np.generic]  # [positions, K, F padded]
+    value_size: int  # F
 
 
 @dataclass(frozen=True)
@@ -171,10 +228,10 @@ class CpuSeen:
 def attend(q: Floats, seen: CpuSeen, *, scale: float) -> Floats:
     """Return each row's mixture of values, [T, H · F] float32."""
     T, H, E = q.shape
-    _, K, size = seen.spans[0].keys.shape
+    _, K, size, _ = seen.spans[0].keys.shape
     if H % K or size != E:  # the kernel trusts its shapes
         raise BadModel(f"attention of {H} query heads of {E} over {K} key heads of {size}: they do not fit")
-    out = np.empty((T, H, seen.spans[0].values.shape[2]), np.float32)
+    out = np.empty((T, H, seen.spans[0].value_size), np.float32)
     for span in seen.spans:
         rows = slice(span.start, span.stop)
         attend_rows(q[rows], span.keys, span.values, span.first, seen.window, np.float32(scale), out[rows])

@@ -1,4 +1,4 @@
-"""CPU kernels: products with weights in any block format, and attention over a cache.
+"""CPU kernels: products with weights as they lie in the file.
 
 Every kernel is a short compiled loop over checked arrays; `cpu.py` holds the checked wrappers that plugins reach
 through the operations.
@@ -11,10 +11,8 @@ from numba import prange
 
 from .decode import decode_rows
 from .jit import FAST, kernel
-from .lanes import widen
 
 ROWS = 32  # weight rows a thread widens at a time
-TILE = 32  # keys whose scores are held at once
 
 
 @kernel(parallel=True, fastmath=FAST)
@@ -50,56 +48,3 @@ def gather_rows(kind, weight, rows, out):
     """out[t] = weight[rows[t]] as float32. rows: [T] int32, checked by the caller."""
     for t in prange(rows.shape[0]):
         decode_rows(kind, weight, rows[t], out[t : t + 1])
-
-
-@kernel(parallel=True, fastmath=FAST)
-def attend_rows(q, k, v, first, window, scale, out):
-    """Attention of one sequence's rows over its cache, with a running softmax (arXiv:2205.14135, section 3.1).
-
-    q: [T, H, E] float32; k: [S, K, E], v: [S, K, F], float32 or the bits of float16; row t stands at position first + t
-    and sees the keys up to itself, of the last `window` positions if that is not 0. out: [T, H, F] float32. The query
-    heads of one group share each load of a key. Accumulates in float32.
-    """
-    T, H, E = q.shape
-    K, F = k.shape[1], v.shape[2]
-    G = H // K
-    for item in prange(T * K):
-        t, head = item // K, item % K
-        end = first + t + 1
-        low = max(0, end - window) if window > 0 else 0
-        scores = np.empty((G, TILE), np.float32)
-        sums = np.zeros((G, F), np.float32)
-        peak = np.full(G, -np.inf, np.float32)
-        norm = np.zeros(G, np.float32)
-        line = np.empty(max(E, F), np.float32)
-        for start in range(low, end, TILE):
-            n = min(TILE, end - start)
-            for s in range(n):
-                for e in range(E):
-                    line[e] = widen(k[start + s, head, e])
-                for g in range(G):
-                    score = np.float32(0)
-                    for e in range(E):
-                        score += q[t, head * G + g, e] * line[e]
-                    scores[g, s] = score * scale
-            for g in range(G):
-                top = peak[g]
-                for s in range(n):
-                    top = max(top, scores[g, s])
-                shrink = np.exp(peak[g] - top)
-                peak[g] = top
-                norm[g] *= shrink
-                for f in range(F):
-                    sums[g, f] *= shrink
-                for s in range(n):
-                    scores[g, s] = np.exp(scores[g, s] - top)
-                    norm[g] += scores[g, s]
-            for s in range(n):
-                for f in range(F):
-                    line[f] = widen(v[start + s, head, f])
-                for g in range(G):
-                    for f in range(F):
-                        sums[g, f] += scores[g, s] * line[f]
-        for g in range(G):
-            for f in range(F):
-                out[t, head * G + g, f] = sums[g, f] / norm[g]

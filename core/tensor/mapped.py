@@ -24,6 +24,15 @@ class MappedTensor:
 
     info: TensorInfo
     raw: npt.NDArray[np.uint8]
+    map: mmap.mmap
+    start: int  # of the bytes in the map
+
+    def release(self) -> None:
+        """Let the system take back the memory of pages that hold nothing but this tensor; later reads bring it back."""
+        first = -(-self.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (self.start + self.info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            self.map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -86,7 +95,7 @@ def place(path: Path, data: mmap.mmap, extents: Iterable[tuple[TensorInfo, int]]
     extents = list(extents)
     _refuse_overlap(path, len(data), extents)
     flat = np.frombuffer(data, np.uint8)
-    return {info.name: MappedTensor(info, _rows(flat, info, start)) for info, start in extents}
+    return {info.name: MappedTensor(info, _rows(flat, info, start), data, start) for info, start in extents}
 
 
 def _refuse_overlap(path: Path, size: int, extents: list[tuple[TensorInfo, int]]) -> None:

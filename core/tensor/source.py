@@ -43,6 +43,9 @@ class WeightSource(Protocol):
         Raises KeyError for a name that is not in `tensors`.
         """
 
+    def release(self, name: str) -> None:
+        """Say that the bytes of a tensor are not needed soon, so that they stop counting as memory in use."""
+
     def side_file(self, name: str) -> bytes | None:
         """Return a file that lies beside a checkpoint's weights (tokenizer.json, ...); None if there is none."""
 

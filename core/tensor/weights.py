@@ -53,6 +53,9 @@ class _Weights:
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         return self._mapped[name].raw
 
+    def release(self, name: str) -> None:
+        self._mapped[name].release()
+
     def side_file(self, name: str) -> bytes | None:
         if name not in self._files:
             return None

@@ -1,0 +1,269 @@
+"""Micro-kernels of products with packed weights, written as emitted vector code.
+
+`unpack` turns one record of sixteen rows into bytes that `dot4` takes, once; `multiply` uses them for up to eight
+columns of activations. Both work on a pair of groups: two weight vectors share each broadcast of activations, which is
+what keeps the dot unit busier than the load ports.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import errors
+from numba.extending import intrinsic
+
+from .layouts import GROUP, LAYOUTS, STEPS, SUB, Layout
+from .simd import BYTE, BYTES, CODES, FLOAT, FLOATS, INT, INTS, LANES, Emitter, vector
+
+PAIR = 2  # groups that are multiplied together
+VECTOR = 4 * GROUP  # bytes of sixteen float32
+
+
+def layout_of(data: Any) -> Layout:
+    """Return the layout that an array type of packed weights names."""
+    if isinstance(data, types.Array) and isinstance(data.dtype, types.Record):
+        (name,) = data.dtype.fields
+        return LAYOUTS[name]
+    raise errors.TypingError(f"expected packed weights, got {data}")
+
+
+@intrinsic
+def unpack(
+    typing: Any, data: Any, group: Any, unit: Any, lane: Any, sub: Any, codes: Any, scales: Any, minimums: Any
+) -> Any:
+    """Write one record's codes as bytes and its scales and minimums as float32, for place `lane` (0 or 1) of a pair.
+
+    They go to sub-block `sub` (of 32 columns) and those behind it.
+
+    data: records [groups, units]. codes: uint8 [subs of 32, STEPS, PAIR, 64]. scales, minimums: float32
+    [scales of a row, PAIR, 16].
+    """
+    layout = layout_of(data)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder)
+        data_, group_, unit_, lane_, sub_, codes_, scales_, minimums_ = args
+        units = builder.extract_value(context.make_array(signature.args[0])(context, builder, data_).shape, 1)
+        record = builder.add(builder.mul(group_, units), unit_)
+        source = e.address(context, signature.args[0], data_, record, layout.places["end"])
+        scale_at = builder.add(builder.mul(sub_, ir.Constant(sub_.type, SUB // layout.sub * PAIR)), lane_)
+        target = e.move(e.address(context, signature.args[5], codes_, lane_, BYTES), sub_, STEPS * PAIR * BYTES)
+        for sub in range(layout.unit // SUB):
+            for step in range(STEPS):
+                e.store(_code(e, layout, source, sub, step), target, (sub * STEPS + step) * PAIR * BYTES)
+        _emit_scales(
+            e, layout, source,
+            e.address(context, signature.args[6], scales_, scale_at, VECTOR),
+            e.address(context, signature.args[7], minimums_, scale_at, VECTOR),
+        )  # fmt: skip
+        return context.get_dummy_value()
+
+    signature = types.void(data, *[types.intp] * 4, codes, scales, minimums)
+    return signature, emit
+
+
+def _code(e: Emitter, layout: Layout, source: Any, sub: int, step: int) -> Any:
+    """Return the codes of one step: bits of every plane put together, and looked up where the format has a table."""
+    found, position = None, 0
+    for plane, bits in enumerate(layout.planes):
+        per = 8 // bits  # steps in a vector
+        at = layout.places[f"plane{plane}"] + (sub * STEPS + step) // per * BYTES
+        part = _field(e, e.load(CODES, source, at), step % per * bits, bits, position)
+        found = part if found is None else e.builder.or_(found, part)
+        position += bits
+    if layout.table is not None:
+        return e.lookup([value + layout.offset for value in layout.table], found)
+    return found
+
+
+def _field(e: Emitter, values: Any, start: int, bits: int, position: int) -> Any:
+    """Return bits start.. of every byte, moved to bit `position`. Shifts work on 32-bit lanes; the mask cleans up."""
+    words = e.builder.bitcast(values, INTS)
+    if start > position:
+        words = e.builder.lshr(words, ir.Constant(INTS, [start - position] * 16))
+    elif start < position:
+        words = e.builder.shl(words, ir.Constant(INTS, [position - start] * 16))
+    mask = ((1 << bits) - 1) << position
+    values = e.builder.bitcast(words, CODES)
+    return values if bits == 8 else e.builder.and_(values, ir.Constant(CODES, [mask] * BYTES))
+
+
+def _emit_scales(e: Emitter, layout: Layout, source: Any, scales: Any, minimums: Any) -> None:
+    """Widen the scales of a record, and its minimums with the sign they are added with."""
+    b, places = e.builder, layout.places
+    if layout.scales == "exponent":
+        e.store(_power_of_two(e, e.load(vector(BYTE), source)), scales)
+        return
+    d = e.halves(source)
+    m = e.halves(source, places["m"]) if layout.minimums else None
+    if layout.scales == "half":
+        e.store(d, scales)
+        if m is not None:
+            e.store(m, minimums)
+        return
+    for sub in range(layout.subs):
+        if layout.scales == "integer":
+            sc = e.bytes_as_floats(source, places["sc"] + sub * GROUP, signed=True)
+            mn = e.bytes_as_floats(source, places["mn"] + sub * GROUP, signed=False) if m is not None else None
+        else:
+            both = e.load(vector(BYTE), source, places["sc"] + sub * GROUP)
+            low = b.and_(both, ir.Constant(vector(BYTE), [15] * GROUP))
+            high = b.lshr(both, ir.Constant(vector(BYTE), [4] * GROUP))
+            sc, mn = (e.floats(b.zext(part, INTS)) for part in (low, high))
+        e.store(b.fmul(d, sc), scales, sub * PAIR * VECTOR)
+        if m is not None:
+            e.store(b.fneg(b.fmul(m, mn)), minimums, sub * PAIR * VECTOR)
+
+
+def _power_of_two(e: Emitter, exponents: Any) -> Any:
+    """Return 2^(exponent - 128) as float32, sub-normals included."""
+    b = e.builder
+    wide = b.zext(exponents, INTS)
+    plain = b.shl(b.sub(wide, ir.Constant(INTS, [1] * 16)), ir.Constant(INTS, [23] * 16))
+    tiny = b.shl(ir.Constant(INTS, [1 << 21] * 16), wide)  # 2^-128 is bit 21, 2^-127 bit 22
+    small = b.icmp_unsigned("<", wide, ir.Constant(INTS, [2] * 16))
+    return b.bitcast(b.select(small, tiny, plain), FLOATS)
+
+
+@intrinsic(prefer_literal=True)
+def multiply(
+    typing: Any, data: Any, width: Any, codes: Any, sub: Any, scales: Any, minimums: Any,
+    x: Any, x_at: Any, sums: Any, sums_at: Any, steps: Any, steps_at: Any, out: Any,
+) -> Any:  # fmt: skip
+    """Add the products of 32 columns of a pair of groups with `width` columns of activations.
+
+    out[j, g, row] += scale * (code - offset) · x_j + minimum * sum(x_j), for the codes of sub-block `sub`. x: int8
+    [STEPS, width, 4] from x_at; sums: int32 [2, width] from sums_at, of each half's codes; steps: float32 [width] from
+    steps_at, by which a format with units of 32 multiplies at once (larger units are scaled by `close`). out: float32
+    [width, PAIR, 16].
+    """
+    layout, columns = layout_of(data), width.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder)
+        at = {}
+        for name, index, scale in (
+            ("codes", 2, 1), ("scales", 4, 4), ("minimums", 5, 4), ("x", 6, 1), ("sums", 8, 4), ("steps", 10, 4), ("out", 12, 4),
+        ):  # fmt: skip
+            offset = {"x": args[7], "sums": args[9], "steps": args[11]}.get(name)
+            at[name] = e.address(context, signature.args[index], args[index], offset, scale)
+        at["codes"] = e.move(at["codes"], args[3], STEPS * PAIR * BYTES)
+        per = SUB // layout.sub
+        for name in ("scales", "minimums"):
+            at[name] = e.move(at[name], args[3], per * PAIR * VECTOR)
+        _emit_multiply(e, layout, columns, at)
+        return context.get_dummy_value()
+
+    index = types.intp
+    signature = types.void(data, width, codes, index, scales, minimums, x, index, sums, index, steps, index, out)
+    return signature, emit
+
+
+def _emit_multiply(e: Emitter, layout: Layout, columns: int, at: dict[str, Any]) -> None:
+    b = e.builder
+    halves = SUB // layout.sub
+    each = STEPS // halves
+    for half in range(halves):
+        acc = [_start(e, layout, columns, at["sums"], half, j) for j in range(columns)]
+        sums = [[start] * PAIR for start in acc]
+        for step in range(half * each, (half + 1) * each):
+            w = [e.load(CODES, at["codes"], (step * PAIR + g) * BYTES) for g in range(PAIR)]
+            for j in range(columns):
+                x = e.splat(e.load(INT, at["x"], (step * columns + j) * 4))
+                for g in range(PAIR):
+                    sums[j][g] = e.dot4(sums[j][g], w[g], x)
+        place = half * PAIR * VECTOR
+        scales = [e.load(FLOATS, at["scales"], place + g * VECTOR) for g in range(PAIR)]
+        if layout.minimums:
+            minimums = [e.load(FLOATS, at["minimums"], place + g * VECTOR) for g in range(PAIR)]
+        for j in range(columns):
+            if layout.unit == SUB:
+                step_size = e.splat(e.load(FLOAT, at["steps"], j * 4))
+            if layout.minimums:
+                total = e.floats(e.splat(_total(e, layout, columns, at["sums"], half, j)))
+            for g in range(PAIR):
+                place_out = (j * PAIR + g) * VECTOR
+                value = e.floats(sums[j][g])
+                result = e.load(FLOATS, at["out"], place_out)
+                if layout.unit == SUB:
+                    value = b.fmul(value, step_size)
+                if layout.minimums:
+                    m = b.fmul(total, step_size) if layout.unit == SUB else total
+                    result = e.fma(minimums[g], m, result)
+                e.store(e.fma(value, scales[g], result), at["out"], place_out)
+
+
+def _total(e: Emitter, layout: Layout, columns: int, sums: Any, half: int, j: int) -> Any:
+    """Return the sum of the activations' codes that one scale covers."""
+    if layout.sub == SUB:
+        return e.builder.add(e.load(INT, sums, j * 4), e.load(INT, sums, (columns + j) * 4))
+    return e.load(INT, sums, (half * columns + j) * 4)
+
+
+def _start(e: Emitter, layout: Layout, columns: int, sums: Any, half: int, j: int) -> Any:
+    """Return what accumulators begin with: minus the offset's share, so that subtracting it costs nothing later."""
+    if not layout.offset:
+        return ir.Constant(INTS, [0] * 16)
+    total = _total(e, layout, columns, sums, half, j)
+    return e.splat(e.builder.mul(total, INT(-layout.offset)))
+
+
+@intrinsic(prefer_literal=True)
+def close(typing: Any, width: Any, inner: Any, steps: Any, steps_at: Any, out: Any, out_at: Any) -> Any:
+    """Move what a unit of 256 columns summed up: out[j] += steps[j] * inner[j], and inner = 0 for the next one."""
+    columns = width.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder)
+        source = e.address(context, signature.args[1], args[1])
+        sizes = e.address(context, signature.args[2], args[2], args[3], 4)
+        target = e.address(context, signature.args[4], args[4], args[5], 4)
+        for j in range(columns):
+            size = e.splat(e.load(FLOAT, sizes, j * 4))
+            for g in range(PAIR):
+                place = (j * PAIR + g) * VECTOR
+                e.store(e.fma(e.load(FLOATS, source, place), size, e.load(FLOATS, target, place)), target, place)
+                e.store(ir.Constant(FLOATS, [0.0] * 16), source, place)
+        return context.get_dummy_value()
+
+    return types.void(width, inner, steps, types.intp, out, types.intp), emit
+
+
+@intrinsic(prefer_literal=True)
+def quantise_block(
+    typing: Any, x: Any, at: Any, unit: Any, codes: Any, code_at: Any, width: Any, sums: Any, sum_at: Any
+) -> Any:
+    """Quantise `unit` floats from x[at] on and return their step size: the largest magnitude / 127.
+
+    Four codes go to codes[code_at], the next four 4 * width bytes further, and so on; the sum of each sixteen to
+    sums[sum_at], the next `width` further. Rounds half to even; zeros give zeros.
+    """
+    count = unit.literal_value // LANES
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder)
+        source = e.address(context, signature.args[0], args[0], args[1], 4)
+        code = e.address(context, signature.args[3], args[3], args[4])
+        total = e.address(context, signature.args[6], args[6], args[7], 4)
+        values = [e.load(FLOATS, source, v * LANES * 4) for v in range(count)]
+        peak = e.call("llvm.fabs.v16f32", FLOATS, values[0])
+        for value in values[1:]:
+            peak = e.call("llvm.maxnum.v16f32", FLOATS, peak, e.call("llvm.fabs.v16f32", FLOATS, value))
+        largest = e.call("llvm.vector.reduce.fmax.v16f32", FLOAT, peak)
+        some = builder.fcmp_ordered(">", largest, FLOAT(0.0))
+        inverse = e.splat(builder.select(some, builder.fdiv(FLOAT(127.0), largest), FLOAT(0.0)))
+        for value in values:
+            rounded = e.call("llvm.rint.v16f32", FLOATS, builder.fmul(value, inverse))
+            integers = builder.fptosi(rounded, INTS)
+            e.store(e.call("llvm.vector.reduce.add.v16i32", INT, integers), total)
+            total = e.move(total, args[5], 4)
+            fours = builder.bitcast(builder.trunc(integers, vector(BYTE)), vector(INT, 4))
+            for four in range(4):
+                e.store(builder.extract_element(fours, INT(four)), code)
+                code = e.move(code, args[5], 4)
+        return builder.fmul(largest, FLOAT(1 / 127))
+
+    index = types.intp
+    return types.float32(x, index, unit, codes, index, index, sums, index), emit

@@ -1,0 +1,170 @@
+"""Vector instructions for kernels, as functions over an LLVM builder: the vocabulary that micro-kernels are written in.
+
+A micro-kernel is a numba intrinsic whose body is Python that emits instructions; its loops over registers are unrolled
+because they are Python loops. Everything here works on every processor. `dot4` becomes the one instruction that a
+processor has for it; elsewhere LLVM's generic form is lowered to whatever is best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core import config
+
+LANES = 16  # float32 and int32 values in a vector
+BYTES = 64  # bytes in a vector
+
+BYTE, SHORT, INT, LONG = (ir.IntType(n) for n in (8, 16, 32, 64))
+HALF, FLOAT = ir.HalfType(), ir.FloatType()
+
+
+def vector(element: Any, count: int = LANES) -> Any:
+    """Return the type of a vector of count elements."""
+    return ir.VectorType(element, count)
+
+
+INTS, FLOATS, CODES = vector(INT), vector(FLOAT), vector(BYTE, BYTES)
+
+
+@cache
+def features() -> frozenset[str]:
+    """Return what the processor that kernels are compiled for can do, in LLVM's words."""
+    given: str | None = config.CPU_FEATURES  # type: ignore[attr-defined]
+    name: str | None = config.CPU_NAME  # type: ignore[attr-defined]
+    if given is None and name is None:
+        return frozenset(feature for feature, on in llvm.get_host_cpu_features().items() if on)
+    return frozenset(item[1:] for item in (given or "").split(",") if item.startswith("+"))
+
+
+class Emitter:
+    """Emits into one function. Pointers are byte pointers; offsets are constants, in bytes."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+
+    def address(self, context: Any, kind: Any, array: Any, offset: Any = None, scale: int = 1) -> Any:
+        """Return a byte pointer into a contiguous array: its start, or `offset` elements of `scale` bytes behind it."""
+        start = self.builder.bitcast(context.make_array(kind)(context, self.builder, array).data, BYTE.as_pointer())
+        return start if offset is None else self.move(start, offset, scale)
+
+    def move(self, pointer: Any, offset: Any, scale: int = 1) -> Any:
+        """Return pointer moved by a number of elements known only at run time."""
+        return self.builder.gep(pointer, [self.builder.mul(offset, ir.Constant(offset.type, scale))])
+
+    def load(self, kind: Any, pointer: Any, offset: int = 0) -> Any:
+        """Read a value of any type at any alignment."""
+        return self.builder.load(self._place(pointer, offset, kind), align=1)
+
+    def store(self, value: Any, pointer: Any, offset: int = 0) -> None:
+        """Write a value at any alignment."""
+        self.builder.store(value, self._place(pointer, offset, value.type), align=1)
+
+    def splat(self, scalar: Any, lanes: int = LANES) -> Any:
+        """Return a vector with scalar in every lane."""
+        nothing = ir.Constant(vector(scalar.type, lanes), ir.Undefined)
+        first = self.builder.insert_element(nothing, scalar, INT(0))
+        return self.builder.shuffle_vector(first, nothing, ir.Constant(vector(INT, lanes), [0] * lanes))
+
+    def floats(self, values: Any) -> Any:
+        """Return signed integers as float32."""
+        return self.builder.sitofp(values, vector(FLOAT, values.type.count))
+
+    def halves(self, pointer: Any, offset: int = 0) -> Any:
+        """Read sixteen float16 and return them as float32."""
+        return self.builder.fpext(self.load(vector(HALF), pointer, offset), FLOATS)
+
+    def bytes_as_floats(self, pointer: Any, offset: int, *, signed: bool) -> Any:
+        """Read sixteen bytes and return them as float32."""
+        found = self.load(vector(BYTE), pointer, offset)
+        return self.floats(self.builder.sext(found, INTS) if signed else self.builder.zext(found, INTS))
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """Return a * b + c, rounded once."""
+        return self.call(f"llvm.fma.v{a.type.count}f32", a.type, a, b, c)
+
+    def dot4(self, sums: Any, unsigned: Any, signed: Any) -> Any:
+        """Return sums + the dot products of four unsigned with four signed bytes in each 32-bit lane.
+
+        sums: 16 int32; unsigned: 64 bytes; signed: 64 bytes, or 16 int32 that hold four each.
+        """
+        signed = self.builder.bitcast(signed, CODES)
+        if "avx512vnni" in features():
+            return self.call("llvm.x86.avx512.vpdpbusd.512", INTS, sums, unsigned, signed)
+        if "avxvnni" in features():
+            return self._in_parts(2, "llvm.x86.avx512.vpdpbusd.256", sums, unsigned, signed)
+        if "i8mm" in features():
+            return self._in_parts(4, "llvm.aarch64.neon.usdot.v4i32.v16i8", sums, unsigned, signed)
+        wide = vector(INT, BYTES)
+        products = self.builder.mul(self.builder.zext(unsigned, wide), self.builder.sext(signed, wide))
+        return self.call("llvm.vector.partial.reduce.add.v16i32.v64i32", INTS, sums, products)
+
+    def lookup(self, table: Sequence[int], indices: Any) -> Any:
+        """Return table[index] for 64 byte indices in 0..15."""
+        row = ir.Constant(vector(BYTE, 16), [value & 255 for value in table])
+        if "avx512bw" in features():
+            everywhere = self.builder.shuffle_vector(row, row, ir.Constant(vector(INT, BYTES), [*range(16)] * 4))
+            return self.call("llvm.x86.avx512.pshuf.b.512", CODES, everywhere, indices)
+        found = ir.Constant(CODES, [0] * BYTES)
+        for index, value in enumerate(table):  # a chain of selects, which every processor can do on whole vectors
+            hit = self.builder.icmp_unsigned("==", indices, ir.Constant(CODES, [index] * BYTES))
+            found = self.builder.select(hit, ir.Constant(CODES, [value & 255] * BYTES), found)
+        return found
+
+    def call(self, name: str, result: Any, *args: Any) -> Any:
+        """Call an LLVM intrinsic."""
+        module = self.builder.module
+        function = module.globals.get(name)
+        if function is None:
+            function = ir.Function(module, ir.FunctionType(result, [arg.type for arg in args]), name)
+        return self.builder.call(function, args)
+
+    def _in_parts(self, parts: int, name: str, sums: Any, *operands: Any) -> Any:
+        """Apply an intrinsic of narrower vectors to each part of the operands, and join the results."""
+        results = []
+        for part in range(parts):
+            narrow = [self._part(value, part, parts) for value in (sums, *operands)]
+            results.append(self.call(name, narrow[0].type, *narrow))
+        while len(results) > 1:
+            results = [self._joined(a, b) for a, b in zip(results[::2], results[1::2], strict=True)]
+        return results[0]
+
+    def _part(self, value: Any, part: int, parts: int) -> Any:
+        count = value.type.count // parts
+        chosen = ir.Constant(vector(INT, count), [*range(part * count, (part + 1) * count)])
+        return self.builder.shuffle_vector(value, value, chosen)
+
+    def _joined(self, a: Any, b: Any) -> Any:
+        count = 2 * a.type.count
+        return self.builder.shuffle_vector(a, b, ir.Constant(vector(INT, count), [*range(count)]))
+
+    def _place(self, pointer: Any, offset: int, kind: Any) -> Any:
+        return self.builder.bitcast(self.builder.gep(pointer, [LONG(offset)]), kind.as_pointer())
+
+
+def exp(e: Emitter, x: Any) -> Any:
+    """Return exp of sixteen float32, within 2 units in the last place; 0 below -87, and exp(88) above 88.
+
+    exp(x) = 2^n * exp(r) with n = round(x / ln 2); the polynomial is exp's Taylor series to r^6, with r within 0.35.
+    """
+    b = e.builder
+
+    def constant(value: float) -> Any:
+        return ir.Constant(FLOATS, [value] * LANES)
+
+    low = b.fcmp_ordered("<", x, constant(-87.0))
+    clamped = e.call("llvm.minnum.v16f32", FLOATS, b.select(low, constant(-87.0), x), constant(88.0))
+    n = e.call("llvm.rint.v16f32", FLOATS, b.fmul(clamped, constant(1 / math.log(2))))
+    high_part = 0.693359375  # of ln 2, in so few bits that n times it is exact
+    r = e.fma(n, constant(-high_part), clamped)
+    r = e.fma(n, constant(high_part - math.log(2)), r)
+    total = constant(1 / 720)
+    for divisor in (120, 24, 6, 2, 1, 1):
+        total = e.fma(total, r, constant(1 / divisor))
+    shifted = b.shl(b.fptosi(n, INTS), ir.Constant(INTS, [23] * LANES))
+    scaled = b.bitcast(b.add(b.bitcast(total, INTS), shifted), FLOATS)
+    return b.select(low, constant(0.0), scaled)
