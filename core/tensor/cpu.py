@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from ..errors import BadModel
 from . import ops
-from .blocks import BlockFormat, by_name
-from .decode import KINDS, decode_tensor
 from .activations import gate_in_place
 from .attention import attend_rows
+from .blocks import BlockFormat, by_name
+from .decode import KINDS, decode_tensor
 from .kernels import few_rows_product, gather_rows, widen_rows
 from .layouts import LAYOUTS, Layout
 from .packing import pack
@@ -98,7 +98,7 @@ class CpuLoader:
 @ops.embed.register(np.ndarray)
 def embed(tokens: npt.NDArray[np.int32], table: AnyMatrix) -> Floats:
     """Return the rows of table at tokens, [T, D] float32."""
-    assert tokens.size == 0 or (0 <= tokens.min() and tokens.max() < table.shape[0]), "a token outside the table"
+    assert tokens.size == 0 or (tokens.min() >= 0 and tokens.max() < table.shape[0]), "a token outside the table"
     rows = table.rows if isinstance(table, PackedMatrix) else table
     out = np.empty((len(tokens), table.shape[1]), np.float32)
     gather_rows(rows.format.id, rows.data, tokens, out)

@@ -17,9 +17,11 @@ A weight is scale * (code - offset) - minimum, or scale * table[code].
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numba import types
+from numba.core import errors
 
 from .blocks import by_name
 
@@ -93,3 +95,11 @@ LAYOUTS = {
         Layout("MXFP4", (4,), 32, offset=128, scales="exponent", table=E2M1),
     )
 }
+
+
+def layout_of(data: Any) -> Layout:
+    """Return the layout that an array type of packed weights names."""
+    if isinstance(data, types.Array) and isinstance(data.dtype, types.Record):
+        (name,) = data.dtype.fields
+        return LAYOUTS[name]
+    raise errors.TypingError(f"expected packed weights, got {data}")

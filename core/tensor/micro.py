@@ -11,22 +11,13 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import errors
 from numba.extending import intrinsic
 
-from .layouts import GROUP, LAYOUTS, STEPS, SUB, Layout
+from .layouts import GROUP, STEPS, SUB, Layout, layout_of
 from .simd import BYTE, BYTES, CODES, FLOAT, FLOATS, INT, INTS, LANES, Emitter, vector
 
 PAIR = 2  # groups that are multiplied together
 VECTOR = 4 * GROUP  # bytes of sixteen float32
-
-
-def layout_of(data: Any) -> Layout:
-    """Return the layout that an array type of packed weights names."""
-    if isinstance(data, types.Array) and isinstance(data.dtype, types.Record):
-        (name,) = data.dtype.fields
-        return LAYOUTS[name]
-    raise errors.TypingError(f"expected packed weights, got {data}")
 
 
 @intrinsic

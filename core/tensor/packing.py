@@ -1,183 +1,279 @@
 """From a file's blocks to packed records: bits are moved, no value changes.
 
-Sources of the block layouts: ggml's block structs; see `decode.py`, which reads the same bytes.
+Sixteen rows are read at once, four neighbouring columns of each in one lane of 32 bits, and every lane goes through the
+same shifts and masks. Source of the block layouts: ggml's block structs; `decode.py` reads the same bytes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
-from numba import prange
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic
 
 from .blocks import BlockFormat
-from .decode import IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
 from .jit import kernel
-from .layouts import GROUP, LAYOUTS, STEPS, Layout
-
-NIBBLES = (Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, MXFP4)
+from .layouts import GROUP, LAYOUTS, STEPS, SUB, Layout, layout_of
+from .simd import BYTE, BYTES, INT, INTS, SHORT, Emitter, vector
 
 
 def pack(raw: npt.NDArray[np.uint8], form: BlockFormat) -> npt.NDArray[np.void]:
-    """Return raw as records [groups, units]. raw: [rows, bytes per row]; missing rows of the last pair are zero."""
+    """Return raw as records [groups, units], an even number of groups. raw: [rows, bytes per row].
+
+    Rows that the last pair lacks have a scale of zero.
+    """
     layout = LAYOUTS[form.name]
-    rows = -(-len(raw) // (2 * GROUP)) * 2 * GROUP
-    blocks = raw.shape[1] // form.nbytes
-    out = np.zeros((rows // GROUP, blocks), layout.dtype)
-    places = layout.places
-    where = np.array([places.get(name, -1) for name in ("d", "m", "sc", "mn", "plane0", "plane1")], np.int64)
-    flat = out.view(np.uint8).reshape(rows // GROUP, blocks, -1)
-    planes = np.array((*layout.planes, 0)[:2], np.int64)
-    pack_rows(form.id, raw, form.nbytes, layout.unit, layout.subs, where, planes, flat)
+    whole = len(raw) // (2 * GROUP) * 2 * GROUP
+    rest = np.zeros((2 * GROUP if whole < len(raw) else 0, raw.shape[1]), np.uint8)
+    rest[: len(raw) - whole] = raw[whole:]
+    out = np.empty(((whole + len(rest)) // GROUP, raw.shape[1] // form.nbytes), layout.dtype)
+    for rows, first in ((raw[:whole], 0), (rest, whole // GROUP)):
+        rows = rows.view()
+        rows.flags.writeable = False  # as mapped rows are: one compiled version serves both
+        pack_groups(rows, form.nbytes, out[first : first + len(rows) // GROUP])
     return out
 
 
 @kernel(parallel=True)
-def pack_rows(kind, raw, nbytes, unit, subs, where, planes, out):
-    """Fill out, uint8 [groups, units, record], from raw, uint8 [rows, bytes per row]."""
+def pack_groups(raw, nbytes, out):
+    """Fill out, records [groups, units], from raw, uint8 [16 * groups, bytes per row]."""
     for group in prange(out.shape[0]):
-        codes = np.zeros((GROUP, unit), np.uint8)
-        sc, mn = np.zeros((GROUP, 16), np.uint8), np.zeros((GROUP, 16), np.uint8)
-        rows = min(GROUP, raw.shape[0] - group * GROUP)
-        for block in range(out.shape[1]):
-            record = out[group, block]
-            for row in range(rows):
-                at = block * nbytes
-                source = raw[group * GROUP + row]
-                read_codes(kind, source, at, codes[row])
-                read_scales(kind, source, at, sc[row], mn[row])
-                write_head(kind, source, at, record, where, row)
-            for sub in range(subs):
-                for row in range(rows):
-                    if where[2] >= 0:
-                        record[where[2] + sub * GROUP + row] = sc[row, sub]
-                    if where[3] >= 0:
-                        record[where[3] + sub * GROUP + row] = mn[row, sub]
-            write_plane(codes, record, where[4], planes[0], 0)
-            if planes[1] > 0:
-                write_plane(codes, record, where[5], planes[1], planes[0])
+        for unit in range(out.shape[1]):
+            pack_record(raw, group * GROUP, unit * nbytes, out, group, unit)
 
 
-@kernel
-def write_plane(codes, record, at, bits, first):
-    """Write bits first .. first + bits - 1 of every code. codes: uint8 [16, unit]."""
-    per = 8 // bits
-    mask = (1 << bits) - 1
-    for chunk in range(codes.shape[1] // 4 // per):
-        for row in range(GROUP):
-            for column in range(4):
-                byte = 0
-                for step in range(per):
-                    code = codes[row, (chunk * per + step) * 4 + column]
-                    byte |= ((code >> first) & mask) << (step * bits)
-                record[at + chunk * 64 + row * 4 + column] = byte
+@intrinsic
+def pack_record(typing: Any, raw: Any, row: Any, at: Any, out: Any, group: Any, unit: Any) -> Any:
+    """Pack the blocks that begin at byte `at` of sixteen rows into one record."""
+    layout = layout_of(out)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder)
+        width = builder.extract_value(context.make_array(signature.args[0])(context, builder, args[0]).shape, 1)
+        units = builder.extract_value(context.make_array(signature.args[3])(context, builder, args[3]).shape, 1)
+        record = builder.add(builder.mul(args[4], units), args[5])
+        rows = Rows(e, context, signature.args[0], args[0], builder.add(builder.mul(args[1], width), args[2]), width)
+        _emit_record(e, layout, rows, e.address(context, signature.args[3], args[3], record, layout.places["end"]))
+        return context.get_dummy_value()
+
+    return types.void(raw, types.intp, types.intp, out, types.intp, types.intp), emit
 
 
-@kernel
-def write_head(kind, src, at, record, where, row):
-    """Copy the float16 scale and minimum of a block, or its exponent."""
-    if kind == MXFP4:
-        record[row] = src[at]
-        return
-    d, m = 0, 2
-    if kind == Q2_K:
-        d, m = 80, 82
-    elif kind == Q3_K or kind == Q6_K:
-        d = 108 if kind == Q3_K else 208
-    for byte in range(2):
-        record[where[0] + 2 * row + byte] = src[at + d + byte]
-        if where[1] >= 0:
-            record[where[1] + 2 * row + byte] = src[at + m + byte]
+class Rows:
+    """The same bytes of sixteen rows, as vectors with a row in each lane."""
+
+    def __init__(self, e: Emitter, context: Any, kind: Any, raw: Any, first: Any, stride: Any) -> None:
+        self.e = e
+        self._starts = [e.address(context, kind, raw, first)]
+        for _ in range(GROUP - 1):
+            self._starts.append(e.move(self._starts[-1], stride))
+        self._read: dict[int, Any] = {}
+
+    def words(self, at: int) -> Any:
+        """Return four bytes of each row, [16] int32."""
+        if at not in self._read:
+            self._read[at] = self._gather(INT, at)
+        return self._read[at]
+
+    def shorts(self, at: int) -> Any:
+        """Return two bytes of each row, [16] int16."""
+        return self._gather(SHORT, at)
+
+    def octets(self, at: int) -> Any:
+        """Return one byte of each row, [16] int8."""
+        return self._gather(BYTE, at)
+
+    def field(self, at: int, start: int, bits: int, position: int = 0) -> Any:
+        """Return bits start .. start + bits - 1 of each of four bytes, moved to bit `position` of its byte."""
+        b, words = self.e.builder, self.words(at)
+        if start > position:
+            words = b.lshr(words, _all(start - position))
+        elif start < position:
+            words = b.shl(words, _all(position - start))
+        return b.and_(words, _all(((1 << bits) - 1) * 0x01010101 << position))
+
+    def _gather(self, kind: Any, at: int) -> Any:
+        found = ir.Constant(vector(kind, GROUP), ir.Undefined)
+        for row, start in enumerate(self._starts):
+            found = self.e.builder.insert_element(found, self.e.load(kind, start, at), INT(row))
+        return found
 
 
-@kernel
-def read_scales(kind, src, at, sc, mn):
-    """Read the integer scales of a block's sub-blocks, as bytes that hold int8, and their minimums."""
-    if kind == Q4_K or kind == Q5_K:
-        for j in range(4):
-            low, high, both = src[at + 4 + j], src[at + 8 + j], src[at + 12 + j]
-            sc[j], mn[j] = low & 63, high & 63
-            sc[j + 4] = (both & 15) | ((low >> 6) << 4)
-            mn[j + 4] = (both >> 4) | ((high >> 6) << 4)
-    elif kind == Q2_K:
-        for j in range(16):
-            sc[j] = src[at + j]  # scale and minimum, 4 bits each
-    elif kind == Q3_K:
-        for j in range(16):
-            low = (src[at + 96 + (j & 7)] >> (4 * (j >> 3))) & 15
-            high = (src[at + 104 + (j & 3)] >> (2 * (j >> 2))) & 3
-            sc[j] = (low | (high << 4)) - 32
-    elif kind == Q6_K:
-        for j in range(16):
-            sc[j] = src[at + 192 + j]
-    elif kind == IQ4_XS:
-        high = src[at + 2] | (src[at + 3] << 8)
-        for j in range(8):
-            low = (src[at + 4 + (j >> 1)] >> (4 * (j & 1))) & 15
-            sc[j] = (low | (((high >> (2 * j)) & 3) << 4)) - 32
+def _all(value: int) -> Any:
+    return ir.Constant(INTS, [value & 0xFFFFFFFF] * GROUP)
 
 
-@kernel
-def read_codes(kind, src, at, codes):
-    """Read the unsigned codes of a block in the order of its columns."""
-    if kind == Q8_0:
-        for i in range(32):
-            codes[i] = src[at + 2 + i] ^ 128  # int8 + 128
-    elif kind == Q4_K or kind == Q5_K:
-        first = 16 if kind == Q4_K else 48
-        for i in range(32):
-            for pair in range(4):
-                byte = src[at + first + 32 * pair + i]
-                codes[64 * pair + i], codes[64 * pair + 32 + i] = byte & 15, byte >> 4
-            if kind == Q5_K:
-                for j in range(8):
-                    codes[32 * j + i] |= ((src[at + 16 + i] >> j) & 1) << 4
-    elif kind == Q6_K:
-        for half in range(2):
-            for i in range(32):
-                a, b = src[at + 64 * half + i], src[at + 64 * half + 32 + i]
-                high = src[at + 128 + 32 * half + i]
-                codes[128 * half + i] = (a & 15) | ((high & 3) << 4)
-                codes[128 * half + 32 + i] = (b & 15) | (((high >> 2) & 3) << 4)
-                codes[128 * half + 64 + i] = (a >> 4) | (((high >> 4) & 3) << 4)
-                codes[128 * half + 96 + i] = (b >> 4) | ((high >> 6) << 4)
-    elif kind == Q2_K or kind == Q3_K:
-        first = 16 if kind == Q2_K else 32
-        for half in range(2):
-            for i in range(32):
-                byte = src[at + first + 32 * half + i]
-                for j in range(4):
-                    codes[128 * half + 32 * j + i] = (byte >> (2 * j)) & 3
-        if kind == Q3_K:
-            for i in range(32):
-                for j in range(8):
-                    codes[32 * j + i] |= ((src[at + i] >> j) & 1) << 2
-    elif kind == IQ4_XS:
-        for sub in range(8):
-            for i in range(16):
-                byte = src[at + 8 + 16 * sub + i]
-                codes[32 * sub + i], codes[32 * sub + 16 + i] = byte & 15, byte >> 4
+def _emit_record(e: Emitter, layout: Layout, rows: Rows, out: Any) -> None:
+    """Write every field of a record."""
+    places = layout.places
+    if layout.scales == "exponent":
+        e.store(rows.octets(0), out)
     else:
-        read_nibbles(kind, src, at, codes)
+        e.store(rows.shorts(HEADS.get(layout.name, 0)), out)
+        if layout.minimums:
+            e.store(rows.shorts(HEADS.get(layout.name, 0) + 2), out, places["m"])
+    if layout.name in SCALES:
+        for name, quads in zip(("sc", "mn"), SCALES[layout.name](rows), strict=False):
+            for quad, words in enumerate(quads):
+                for j in range(4):  # one byte of each row for each sub-block
+                    octets = e.builder.trunc(e.builder.lshr(words, _all(8 * j)), vector(BYTE))
+                    e.store(octets, out, places[name] + (4 * quad + j) * GROUP)
+    for step in range(layout.unit // SUB * STEPS):
+        _emit_step(e, layout, CODES_OF[layout.name](rows, step), step, out)
 
 
-@kernel
-def read_nibbles(kind, src, at, codes):
-    """Read a block of 32 codes whose nibbles are split into halves, with a fifth bit in some formats."""
-    first = 2
-    if kind == MXFP4:
-        first = 1
-    elif kind == Q4_1:
-        first = 4
-    elif kind == Q5_0:
-        first = 6
-    elif kind == Q5_1:
-        first = 8
-    for i in range(16):
-        byte = src[at + first + i]
-        codes[i], codes[16 + i] = byte & 15, byte >> 4
-    if kind == Q5_0 or kind == Q5_1:
-        for i in range(32):
-            codes[i] |= ((src[at + first - 4 + (i >> 3)] >> (i & 7)) & 1) << 4
+def _emit_step(e: Emitter, layout: Layout, codes: Any, step: int, out: Any) -> None:
+    """Add the codes of four columns to each plane."""
+    b, position = e.builder, 0
+    for plane, bits in enumerate(layout.planes):
+        per = 8 // bits
+        at = layout.places[f"plane{plane}"] + step // per * BYTES
+        part = b.lshr(codes, _all(position)) if position else codes
+        if bits < 8:
+            part = b.and_(part, _all(((1 << bits) - 1) * 0x01010101))
+        part = b.shl(part, _all(step % per * bits)) if step % per else part
+        e.store(b.or_(part, e.load(INTS, out, at)) if step % per else part, out, at)
+        position += bits
 
 
-__all__ = ["Layout", "pack", "STEPS"]
+# --- what the blocks hold ---------------------------------------------------------------------------------------------
+
+HEADS = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}  # where d lies, if not at the start of a block
+
+Words = list[Any]  # [16] int32 each: four bytes of sixteen rows
+
+
+def _pairs(rows: Rows) -> tuple[Words, Words]:
+    """Q4_K and Q5_K: eight scales and minimums of 6 bits in twelve bytes."""
+    b = rows.e.builder
+    scales = [rows.field(4, 0, 6), b.or_(rows.field(12, 0, 4), rows.field(4, 6, 2, 4))]
+    minimums = [rows.field(8, 0, 6), b.or_(rows.field(12, 4, 4), rows.field(8, 6, 2, 4))]
+    return scales, minimums
+
+
+def _q3_scales(rows: Rows) -> tuple[Words]:
+    """Q3_K: sixteen scales of 6 bits in twelve bytes, 32 too large."""
+    b = rows.e.builder
+    found = []
+    for quad in range(4):
+        low = rows.field(96 + 4 * (quad % 2), 4 * (quad // 2), 4)
+        found.append(_minus_32(rows, b.or_(low, rows.field(104, 2 * quad, 2, 4))))
+    return (found,)
+
+
+def _xs_scales(rows: Rows) -> tuple[Words]:
+    """IQ4_XS: eight scales of 6 bits, 32 too large; neighbours share a byte of low bits."""
+    b = rows.e.builder
+    high = b.zext(rows.shorts(2), INTS)
+    found = []
+    for quad in range(2):
+        low = b.zext(rows.shorts(4 + 2 * quad), INTS)
+        spread = _all(0)
+        for j in range(4):
+            four = b.and_(b.lshr(low, _all(4 * j)), _all(15))
+            two = b.and_(b.lshr(high, _all(2 * (4 * quad + j))), _all(3))
+            spread = b.or_(spread, b.shl(b.or_(four, b.shl(two, _all(4))), _all(8 * j)))
+        found.append(_minus_32(rows, spread))
+    return (found,)
+
+
+def _minus_32(rows: Rows, words: Any) -> Any:
+    """Return bytes of 0..63 less 32, as int8."""
+    bytes_ = rows.e.builder.bitcast(words, vector(BYTE, BYTES))
+    return rows.e.builder.bitcast(rows.e.builder.sub(bytes_, ir.Constant(vector(BYTE, BYTES), [32] * BYTES)), INTS)
+
+
+SCALES: dict[str, Callable[[Rows], tuple[Words, ...]]] = {
+    "Q2_K": lambda rows: ([rows.words(4 * quad) for quad in range(4)],),
+    "Q3_K": _q3_scales,
+    "Q4_K": _pairs,
+    "Q5_K": _pairs,
+    "Q6_K": lambda rows: ([rows.words(192 + 4 * quad) for quad in range(4)],),
+    "IQ4_XS": _xs_scales,
+}
+
+
+def _halves(first: int, block: int = 32) -> Callable[[Rows, int], Any]:
+    """Return a reader of nibbles in split halves: column j in the low, j + 16 in the high half of byte j."""
+
+    def read(rows: Rows, step: int) -> Any:
+        sub, within = divmod(step, STEPS)
+        return rows.field(first + sub * block // 2 + 4 * (within % 4), 4 * (within // 4), 4)
+
+    return read
+
+
+def _with_fifth_bits(first: int, bits_at: int) -> Callable[[Rows, int], Any]:
+    """Return a reader of split halves with a fifth bit: bit j of a word belongs to column j."""
+    low = _halves(first)
+
+    def read(rows: Rows, step: int) -> Any:
+        b = rows.e.builder
+        four = b.and_(b.lshr(rows.words(bits_at), _all(4 * step)), _all(15))
+        # the product puts bit j of four at bit 8 * j, between copies that the mask removes
+        spread = b.and_(b.mul(four, _all(0x00204081)), _all(0x01010101))
+        return b.or_(low(rows, step), b.shl(spread, _all(4)))
+
+    return read
+
+
+def _k_nibbles(first: int) -> Callable[[Rows, int], Any]:
+    """Return a reader of 64 columns in 32 bytes: the first 32 in the low halves, the others in the high ones."""
+
+    def read(rows: Rows, step: int) -> Any:
+        sub, within = divmod(step, STEPS)
+        return rows.field(first + 32 * (sub // 2) + 4 * within, 4 * (sub % 2), 4)
+
+    return read
+
+
+def _k_pairs_of_bits(first: int) -> Callable[[Rows, int], Any]:
+    """Return a reader of 128 columns in 32 bytes, two bits for each 32."""
+
+    def read(rows: Rows, step: int) -> Any:
+        sub, within = divmod(step, STEPS)
+        return rows.field(first + 32 * (sub // 4) + 4 * within, 2 * (sub % 4), 2)
+
+    return read
+
+
+def _k_high_bit(low: Callable[[Rows, int], Any], first: int, position: int) -> Callable[[Rows, int], Any]:
+    """Return low with one bit more from 32 bytes, bit j of each for sub-block j."""
+
+    def read(rows: Rows, step: int) -> Any:
+        sub, within = divmod(step, STEPS)
+        return rows.e.builder.or_(low(rows, step), rows.field(first + 4 * within, sub, 1, position))
+
+    return read
+
+
+def _q6_codes(rows: Rows, step: int) -> Any:
+    half, rest = divmod(step, 4 * STEPS)
+    quarter, within = divmod(rest, STEPS)
+    low = rows.field(64 * half + 32 * (quarter % 2) + 4 * within, 4 * (quarter // 2), 4)
+    return rows.e.builder.or_(low, rows.field(128 + 32 * half + 4 * within, 2 * quarter, 2, 4))
+
+
+def _q8_codes(rows: Rows, step: int) -> Any:
+    return rows.e.builder.xor(rows.words(2 + 4 * step), _all(0x80808080))  # int8 + 128
+
+
+CODES_OF: dict[str, Callable[[Rows, int], Any]] = {  # four columns, [16] int32: a code in each byte
+    "Q4_0": _halves(2),
+    "Q4_1": _halves(4),
+    "Q5_0": _with_fifth_bits(6, 2),
+    "Q5_1": _with_fifth_bits(8, 4),
+    "Q8_0": _q8_codes,
+    "IQ4_NL": _halves(2),
+    "MXFP4": _halves(1),
+    "IQ4_XS": _halves(8),
+    "Q2_K": _k_pairs_of_bits(16),
+    "Q3_K": _k_high_bit(_k_pairs_of_bits(32), 0, 2),
+    "Q4_K": _k_nibbles(16),
+    "Q5_K": _k_high_bit(_k_nibbles(48), 16, 4),
+    "Q6_K": _q6_codes,
+}

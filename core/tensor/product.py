@@ -8,7 +8,6 @@ bytes of one step beside those of the other columns. A step size covers as many 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +15,8 @@ from numba import get_num_threads, prange
 from numba.extending import overload
 
 from .jit import kernel
-from .layouts import GROUP, STEPS, SUB
-from .micro import PAIR, close, layout_of, multiply, quantise_block, unpack
+from .layouts import GROUP, STEPS, SUB, layout_of
+from .micro import PAIR, close, multiply, quantise_block, unpack
 
 WIDTH = 8  # columns of a full tile
 CHUNK = 8  # sub-blocks of 32 columns that are unpacked at once: 16 KB of codes for a pair stay in the first cache
