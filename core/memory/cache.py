@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..plugin import CacheLayer, LayerCache, Window
-from ..tensor.attention import LANES, store_keys
+from ..tensor.attention import store_keys
 from ..tensor.cpu import CpuSeen, CpuSpan
+from ..tensor.simd import LANES
 
 Floats = npt.NDArray[np.float32]
 ElementType = Literal["f16", "f32"]

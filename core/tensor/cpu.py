@@ -16,7 +16,7 @@ from .decode import KINDS, decode_tensor
 from .kernels import few_rows_product, gather_rows, widen_rows
 from .layouts import LAYOUTS, Layout
 from .packing import pack
-from .product import Quantised, product, quantise, shares_of
+from .product import Quantised, multiply_packed, quantise
 from .rope import RopeTable
 from .source import TensorInfo, WeightSource
 
@@ -108,7 +108,8 @@ def embed(tokens: npt.NDArray[np.int32], table: AnyMatrix) -> Floats:
 @ops.linear.register(np.ndarray)
 def linear(x: Floats, weight: AnyMatrix, bias: Floats | None = None) -> Floats:
     """Return x · weightᵀ + bias, [T, out] float32."""
-    return project(x, (weight, bias))[0]
+    (y,) = project(x, (weight, bias))
+    return y  # type: ignore[no-any-return]
 
 
 @ops.project.register(np.ndarray)
@@ -123,19 +124,13 @@ def project(x: Floats, *parts: tuple[AnyMatrix, Floats | None]) -> tuple[Floats,
             unit = weight.layout.unit
             if unit not in quantised:
                 quantised[unit] = quantise(x, unit)
-            out = _packed_product(quantised[unit], weight)
+            out = multiply_packed(quantised[unit], weight.data, weight.shape[0])
         else:
             out = _plain_product(x, weight)
         if bias is not None:
             out += bias
         outs.append(out)
     return tuple(outs)
-
-
-def _packed_product(x: Quantised, weight: PackedMatrix) -> Floats:
-    out = np.empty((x.count, weight.shape[0]), np.float32)
-    product(weight.data, shares_of(weight.data), x.count, x.codes, x.sums, x.steps, out)
-    return out
 
 
 def _plain_product(x: Floats, weight: CpuMatrix) -> Floats:
@@ -166,6 +161,8 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
 @ops.gated_mlp.register(np.ndarray)
 def gated_mlp(x: Floats, gate: AnyMatrix, up: AnyMatrix, down: AnyMatrix) -> Floats:
     """Return down(silu(gate(x)) · up(x))."""
+    inner: Floats
+    wide: Floats
     inner, wide = project(x, (gate, None), (up, None))
     gate_in_place(inner.reshape(-1), wide.reshape(-1))
     y: Floats = linear(inner, down)

@@ -121,14 +121,15 @@ def _power_of_two(e: Emitter, exponents: Any) -> Any:
 @intrinsic(prefer_literal=True)
 def multiply(
     typing: Any, data: Any, width: Any, codes: Any, sub: Any, scales: Any, minimums: Any,
-    x: Any, x_at: Any, sums: Any, sums_at: Any, steps: Any, steps_at: Any, out: Any,
+    x: Any, x_at: Any, sums: Any, totals: Any, sums_at: Any, steps: Any, steps_at: Any, out: Any,
 ) -> Any:  # fmt: skip
     """Add the products of 32 columns of a pair of groups with `width` columns of activations.
 
-    out[j, g, row] += scale * (code - offset) · x_j + minimum * sum(x_j), for the codes of sub-block `sub`. x: int8
-    [STEPS, width, 4] from x_at; sums: int32 [2, width] from sums_at, of each half's codes; steps: float32 [width] from
-    steps_at, by which a format with units of 32 multiplies at once (larger units are scaled by `close`). out: float32
-    [width, PAIR, 16].
+    out[j, g, row] += scale * (code - offset) · x_j + minimum * sum(x_j), for the codes of sub-block `sub`.
+
+    x: int8 [STEPS, width, 4] from x_at. sums, totals: int32 and float32 [3, width] from sums_at, the sums of x over the
+    first half of the columns, the second and both. steps: float32 [width] from steps_at, by which a format with units
+    of 32 multiplies at once; larger units are scaled by `close`. out: float32 [width, PAIR, 16].
     """
     layout, columns = layout_of(data), width.literal_value
 
@@ -136,9 +137,10 @@ def multiply(
         e = Emitter(builder)
         at = {}
         for name, index, scale in (
-            ("codes", 2, 1), ("scales", 4, 4), ("minimums", 5, 4), ("x", 6, 1), ("sums", 8, 4), ("steps", 10, 4), ("out", 12, 4),
+            ("codes", 2, 1), ("scales", 4, 4), ("minimums", 5, 4), ("x", 6, 1), ("sums", 8, 4),
+            ("totals", 9, 4), ("steps", 11, 4), ("out", 13, 4),
         ):  # fmt: skip
-            offset = {"x": args[7], "sums": args[9], "steps": args[11]}.get(name)
+            offset = {"x": args[7], "sums": args[10], "totals": args[10], "steps": args[12]}.get(name)
             at[name] = e.address(context, signature.args[index], args[index], offset, scale)
         at["codes"] = e.move(at["codes"], args[3], STEPS * PAIR * BYTES)
         per = SUB // layout.sub
@@ -148,7 +150,9 @@ def multiply(
         return context.get_dummy_value()
 
     index = types.intp
-    signature = types.void(data, width, codes, index, scales, minimums, x, index, sums, index, steps, index, out)
+    signature = types.void(
+        data, width, codes, index, scales, minimums, x, index, sums, totals, index, steps, index, out
+    )  # fmt: skip
     return signature, emit
 
 
@@ -173,7 +177,7 @@ def _emit_multiply(e: Emitter, layout: Layout, columns: int, at: dict[str, Any])
             if layout.unit == SUB:
                 step_size = e.splat(e.load(FLOAT, at["steps"], j * 4))
             if layout.minimums:
-                total = e.floats(e.splat(_total(e, layout, columns, at["sums"], half, j)))
+                total = e.splat(e.load(FLOAT, at["totals"], (_span(layout, half) * columns + j) * 4))
             for g in range(PAIR):
                 place_out = (j * PAIR + g) * VECTOR
                 value = e.floats(sums[j][g])
@@ -186,18 +190,16 @@ def _emit_multiply(e: Emitter, layout: Layout, columns: int, at: dict[str, Any])
                 e.store(e.fma(value, scales[g], result), at["out"], place_out)
 
 
-def _total(e: Emitter, layout: Layout, columns: int, sums: Any, half: int, j: int) -> Any:
-    """Return the sum of the activations' codes that one scale covers."""
-    if layout.sub == SUB:
-        return e.builder.add(e.load(INT, sums, j * 4), e.load(INT, sums, (columns + j) * 4))
-    return e.load(INT, sums, (half * columns + j) * 4)
+def _span(layout: Layout, half: int) -> int:
+    """Return which of the three sums covers the columns of one scale."""
+    return 2 if layout.sub == SUB else half
 
 
 def _start(e: Emitter, layout: Layout, columns: int, sums: Any, half: int, j: int) -> Any:
     """Return what accumulators begin with: minus the offset's share, so that subtracting it costs nothing later."""
     if not layout.offset:
         return ir.Constant(INTS, [0] * 16)
-    total = _total(e, layout, columns, sums, half, j)
+    total = e.load(INT, sums, (_span(layout, half) * columns + j) * 4)
     return e.splat(e.builder.mul(total, INT(-layout.offset)))
 
 
@@ -224,12 +226,13 @@ def close(typing: Any, width: Any, inner: Any, steps: Any, steps_at: Any, out: A
 
 @intrinsic(prefer_literal=True)
 def quantise_block(
-    typing: Any, x: Any, at: Any, unit: Any, codes: Any, code_at: Any, width: Any, sums: Any, sum_at: Any
+    typing: Any, x: Any, at: Any, unit: Any, codes: Any, code_at: Any, width: Any, sums: Any, totals: Any, sum_at: Any
 ) -> Any:
     """Quantise `unit` floats from x[at] on and return their step size: the largest magnitude / 127.
 
-    Four codes go to codes[code_at], the next four 4 * width bytes further, and so on; the sum of each sixteen to
-    sums[sum_at], the next `width` further. Rounds half to even; zeros give zeros.
+    Four codes go to codes[code_at], the next four 4 * width bytes further, and so on. For each 32 codes the sums of the
+    first half, the second and both go to sums and totals from sum_at on, `width` apart. Rounds half to even; zeros give
+    zeros.
     """
     count = unit.literal_value // LANES
 
@@ -237,7 +240,13 @@ def quantise_block(
         e = Emitter(builder)
         source = e.address(context, signature.args[0], args[0], args[1], 4)
         code = e.address(context, signature.args[3], args[3], args[4])
-        total = e.address(context, signature.args[6], args[6], args[7], 4)
+        places = [e.address(context, signature.args[i], args[i], args[8], 4) for i in (6, 7)]
+
+        def put(total: Any) -> None:
+            e.store(total, places[0])
+            e.store(builder.sitofp(total, FLOAT), places[1])
+            places[:] = [e.move(place, args[5], 4) for place in places]
+
         values = [e.load(FLOATS, source, v * LANES * 4) for v in range(count)]
         peak = e.call("llvm.fabs.v16f32", FLOATS, values[0])
         for value in values[1:]:
@@ -245,11 +254,15 @@ def quantise_block(
         largest = e.call("llvm.vector.reduce.fmax.v16f32", FLOAT, peak)
         some = builder.fcmp_ordered(">", largest, FLOAT(0.0))
         inverse = e.splat(builder.select(some, builder.fdiv(FLOAT(127.0), largest), FLOAT(0.0)))
+        before = None
         for value in values:
             rounded = e.call("llvm.rint.v16f32", FLOATS, builder.fmul(value, inverse))
             integers = builder.fptosi(rounded, INTS)
-            e.store(e.call("llvm.vector.reduce.add.v16i32", INT, integers), total)
-            total = e.move(total, args[5], 4)
+            total = e.call("llvm.vector.reduce.add.v16i32", INT, integers)
+            put(total)
+            if before is not None:
+                put(builder.add(before, total))
+            before = total if before is None else None
             fours = builder.bitcast(builder.trunc(integers, vector(BYTE)), vector(INT, 4))
             for four in range(4):
                 e.store(builder.extract_element(fours, INT(four)), code)
@@ -257,4 +270,4 @@ def quantise_block(
         return builder.fmul(largest, FLOAT(1 / 127))
 
     index = types.intp
-    return types.float32(x, index, unit, codes, index, index, sums, index), emit
+    return types.float32(x, index, unit, codes, index, index, sums, totals, index), emit

@@ -18,14 +18,9 @@ from .jit import kernel
 from .layouts import GROUP, STEPS, SUB, layout_of
 from .micro import PAIR, close, multiply, quantise_block, unpack
 
-WIDTH = 8  # columns of a full tile
+WIDTH = 6  # columns of a full tile
 CHUNK = 8  # sub-blocks of 32 columns that are unpacked at once: 16 KB of codes for a pair stay in the first cache
 ROWS = PAIR * GROUP
-
-
-def shares_of(data: npt.NDArray[np.void]) -> int:
-    """Return in how many shares a product is dealt out: a few for each thread, so that none waits long for another."""
-    return int(min(data.shape[0] // PAIR, 4 * get_num_threads()))
 
 
 @dataclass(frozen=True)
@@ -35,14 +30,15 @@ class Quantised:
     count: int  # T
     unit: int  # columns of one step size
     codes: npt.NDArray[np.int8]  # tiles of [subs, STEPS, width, 4], flat
-    sums: npt.NDArray[np.int32]  # tiles of [subs, 2, width]: of 16 codes each
+    sums: npt.NDArray[np.int32]  # tiles of [subs, 3, width]: of the first 16 codes, the next 16, and all 32
+    totals: npt.NDArray[np.float32]  # the same sums
     steps: npt.NDArray[np.float32]  # tiles of [units, width]
 
 
 def last_width(count: int) -> int:
     """Return the width of the tile that holds what is left beside full tiles: 1, 2, 4 or 8 columns; 0 for nothing."""
     rest = count % WIDTH
-    return 1 << (rest - 1).bit_length() if rest else 0
+    return 0 if rest == 0 else next(width for width in (1, 2, 4, WIDTH) if width >= rest)
 
 
 def quantise(x: npt.NDArray[np.float32], unit: int) -> Quantised:
@@ -50,14 +46,24 @@ def quantise(x: npt.NDArray[np.float32], unit: int) -> Quantised:
     T, D = x.shape
     padded = T // WIDTH * WIDTH + last_width(T)
     codes = np.empty(padded * D, np.int8)
-    sums = np.empty(padded * D // (SUB // 2), np.int32)
+    sums = np.empty(padded * D // SUB * 3, np.int32)
+    totals = np.empty(len(sums), np.float32)
     steps = np.empty(padded * D // unit, np.float32)
-    quantise_tiles(x, unit, codes, sums, steps)
-    return Quantised(T, unit, codes, sums, steps)
+    quantise_tiles(x, unit, codes, sums, totals, steps)
+    return Quantised(T, unit, codes, sums, totals, steps)
+
+
+def multiply_packed(x: Quantised, data: npt.NDArray[np.void], rows: int) -> npt.NDArray[np.float32]:
+    """Return x · weightsᵀ, [T, rows] float32. data: records [groups, units] whose unit is that of x."""
+    out = np.empty((x.count, rows), np.float32)
+    # a few shares for each thread, so that none waits long for another
+    shares = min(data.shape[0] // PAIR, 4 * get_num_threads())
+    product(data, shares, x.count, x.codes, x.sums, x.totals, x.steps, out)
+    return out
 
 
 @kernel(parallel=True)
-def quantise_tiles(x, unit, codes, sums, steps):
+def quantise_tiles(x, unit, codes, sums, totals, steps):
     """Fill the tiles of `Quantised` from x, [T, D] float32."""
     T, D = x.shape
     flat = x.reshape(-1)
@@ -68,28 +74,28 @@ def quantise_tiles(x, unit, codes, sums, steps):
             for block in range(D // unit):
                 at = first * (D // unit) + block * width + j
                 code_at = first * D + (block * unit * width) + 4 * j
-                sum_at = first * (D // 16) + block * (unit // 16) * width + j
+                sum_at = (first * (D // SUB) + block * (unit // SUB) * width) * 3 + j
                 if first + j >= T:
                     steps[at] = 0
                     for step in range(unit // 4):
                         codes[code_at + step * width * 4 : code_at + step * width * 4 + 4] = 0
-                    for half in range(unit // 16):
-                        sums[sum_at + half * width] = 0
+                    for part in range(unit // SUB * 3):
+                        sums[sum_at + part * width] = 0
+                        totals[sum_at + part * width] = 0
                 elif unit == 256:
                     start = (first + j) * D + block * 256
-                    steps[at] = quantise_block(flat, start, 256, codes, code_at, width, sums, sum_at)
+                    steps[at] = quantise_block(flat, start, 256, codes, code_at, width, sums, totals, sum_at)
                 else:
                     start = (first + j) * D + block * 32
-                    steps[at] = quantise_block(flat, start, 32, codes, code_at, width, sums, sum_at)
+                    steps[at] = quantise_block(flat, start, 32, codes, code_at, width, sums, totals, sum_at)
 
 
 @kernel
 def width_of(rest):
     """Return the width of a tile that has `rest` columns left to hold."""
-    width = 1
-    while width < min(rest, WIDTH):
-        width *= 2
-    return width
+    if rest > 4:
+        return WIDTH
+    return rest if rest < 3 else 4
 
 
 def columns_of_unit(data):
@@ -105,26 +111,28 @@ def _columns_of_unit(data):
 
 @kernel
 def multiply_tile(
-    data, width, codes, scales, minimums, first, subs, x, x_at, sums, sums_at, steps, steps_at, inner, out
+    data, width, codes, scales, minimums, first, subs, x, x_at, sums, totals, sums_at, steps, steps_at, inner, out
 ):
     """One tile: sub-blocks first .. first + subs - 1 of a pair of groups, with `width` columns (1, 2, 4 or 8)."""
     whole = columns_of_unit(data) == 256
     for sub in range(subs):
         at = first + sub
-        x_sub, sums_sub, steps_sub = x_at + at * SUB * width, sums_at + at * 2 * width, steps_at + at * width
+        x_sub, sums_sub, steps_sub = x_at + at * SUB * width, sums_at + at * 3 * width, steps_at + at * width
         target = inner if whole else out
-        if width == 8:
-            multiply(data, 8, codes, sub, scales, minimums, x, x_sub, sums, sums_sub, steps, steps_sub, target)
+        if width == WIDTH:
+            multiply(
+                data, WIDTH, codes, sub, scales, minimums, x, x_sub, sums, totals, sums_sub, steps, steps_sub, target
+            )
         elif width == 4:
-            multiply(data, 4, codes, sub, scales, minimums, x, x_sub, sums, sums_sub, steps, steps_sub, target)
+            multiply(data, 4, codes, sub, scales, minimums, x, x_sub, sums, totals, sums_sub, steps, steps_sub, target)
         elif width == 2:
-            multiply(data, 2, codes, sub, scales, minimums, x, x_sub, sums, sums_sub, steps, steps_sub, target)
+            multiply(data, 2, codes, sub, scales, minimums, x, x_sub, sums, totals, sums_sub, steps, steps_sub, target)
         else:
-            multiply(data, 1, codes, sub, scales, minimums, x, x_sub, sums, sums_sub, steps, steps_sub, target)
+            multiply(data, 1, codes, sub, scales, minimums, x, x_sub, sums, totals, sums_sub, steps, steps_sub, target)
     if whole:
         block = steps_at + first // 8 * width
-        if width == 8:
-            close(8, inner, steps, block, out, 0)
+        if width == WIDTH:
+            close(WIDTH, inner, steps, block, out, 0)
         elif width == 4:
             close(4, inner, steps, block, out, 0)
         elif width == 2:
@@ -134,7 +142,7 @@ def multiply_tile(
 
 
 @kernel
-def multiply_pairs(data, first_pair, last_pair, count, x, sums, steps, out):
+def multiply_pairs(data, first_pair, last_pair, count, x, sums, totals, steps, out):
     """out[:, rows of the pairs] = activations · weightsᵀ. out: float32 [T, O]."""
     unit = columns_of_unit(data)
     D = data.shape[1] * unit
@@ -156,7 +164,7 @@ def multiply_pairs(data, first_pair, last_pair, count, x, sums, steps, out):
                 base = tile * WIDTH
                 width = width_of(count - base)
                 multiply_tile(
-                    data, width, codes, scales, minimums, first, here, x, base * D, sums, base * (D // 16),
+                    data, width, codes, scales, minimums, first, here, x, base * D, sums, totals, base * (D // SUB) * 3,
                     steps, base * (D // unit), inner, total[base * ROWS :],
                 )  # fmt: skip
         low = pair * ROWS
@@ -167,8 +175,8 @@ def multiply_pairs(data, first_pair, last_pair, count, x, sums, steps, out):
 
 
 @kernel(parallel=True)
-def product(data, shares, count, x, sums, steps, out):
+def product(data, shares, count, x, sums, totals, steps, out):
     """out = activations · weightsᵀ, pairs of groups dealt out in shares among the threads. See `multiply_pairs`."""
     pairs = data.shape[0] // PAIR
     for share in prange(shares):
-        multiply_pairs(data, share * pairs // shares, (share + 1) * pairs // shares, count, x, sums, steps, out)
+        multiply_pairs(data, share * pairs // shares, (share + 1) * pairs // shares, count, x, sums, totals, steps, out)

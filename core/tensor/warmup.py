@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from .activations import gate_in_place
+from .attention import attend_rows, store_keys
 from .blocks import by_name
 from .jit import cache_folder
-from .kernels import attend_rows, few_rows_product, gather_rows, widen_rows
+from .kernels import few_rows_product, gather_rows, widen_rows
+from .layouts import LAYOUTS
+from .packing import pack
+from .product import multiply_packed, quantise
+
+USUAL = ("Q4_K", "Q6_K", "Q8_0")  # formats that most files are made of
 
 Report = Callable[[str, int, int], None]  # name of the kernel, how many are done, how many there are
 
@@ -19,21 +28,40 @@ def is_cold() -> bool:
 
 
 def warm_up(report: Report = lambda name, done, total: None) -> None:
-    """Make every kernel ready. Takes seconds to a minute on a cold machine, well under a second later."""
-    weight = np.zeros((1, 128), np.uint8)
-    weight.flags.writeable = False
-    kind = by_name("F32").id
-    line = np.zeros((1, 32), np.float32)
-    heads = np.zeros((1, 1, 32), np.float32)
-    scale = np.float32(1)
+    """Make the usual kernels ready. Takes most of a minute on a cold machine, well under a second later.
+
+    Products with other block formats are compiled when the first model that has them is loaded.
+    """
     jobs: list[tuple[str, Callable[[], None]]] = [
-        ("product", lambda: few_rows_product(kind, weight, line, np.empty((1, 1), np.float32))),
-        ("widening", lambda: widen_rows(kind, weight, 0, line)),
-        ("embedding", lambda: gather_rows(kind, weight, np.zeros(1, np.int32), line)),
-        ("attention, f16", lambda: attend_rows(heads, *[np.zeros((1, 1, 32), np.uint16)] * 2, 0, 0, scale, heads)),
-        ("attention, f32", lambda: attend_rows(heads, heads, heads, 0, 0, scale, np.empty_like(heads))),
+        ("products as in the file", _plain),
+        *((f"products, {name}", partial(_packed, name)) for name in USUAL),
+        ("attention, f16", partial(_attention, np.uint16)),
+        ("attention, f32", partial(_attention, np.float32)),
+        ("activations", lambda: gate_in_place(np.zeros(16, np.float32), np.zeros(16, np.float32))),
     ]
     for done, (name, job) in enumerate(jobs):
         report(name, done, len(jobs))
         job()
     report("", len(jobs), len(jobs))
+
+
+def _plain() -> None:
+    weight = np.zeros((1, 128), np.uint8)
+    weight.flags.writeable = False
+    line, kind = np.zeros((1, 32), np.float32), by_name("F32").id
+    few_rows_product(kind, weight, line, np.empty((1, 1), np.float32))
+    widen_rows(kind, weight, 0, line)
+    gather_rows(kind, weight, np.zeros(1, np.int32), line)
+
+
+def _packed(name: str) -> None:
+    form = by_name(name)
+    data = pack(np.zeros((1, form.row_bytes(256)), np.uint8), form)
+    multiply_packed(quantise(np.zeros((1, 256), np.float32), LAYOUTS[name].unit), data, 1)
+
+
+def _attention(element: Any) -> None:
+    q = np.zeros((1, 1, 16), np.float32)
+    keys, values = np.zeros((1, 1, 16, 16), element), np.zeros((16, 1, 16), element)
+    store_keys(np.zeros((1, 1, 16), element), 0, keys)
+    attend_rows(q, keys, values, 0, 0, np.float32(1), np.empty_like(q))
