@@ -1,8 +1,8 @@
 """Attention over the cache of one sequence: blocks of query rows against tiles of sixteen keys, softmax on the way.
 
 The cache keeps keys in tiles, [tiles, K, E, 16], so that sixteen keys lie in the lanes of a vector and a score needs no
-sum across lanes; values are rows, [positions, K, F], F padded to whole vectors. Both are float32 or the bits of float16.
-All query heads of a group, and several tokens, share each load of a key. Accumulates in float32.
+sum across lanes; values are rows, [positions, K, F], F padded to whole vectors. Both are float32, or the bits of
+float16. All query heads of a group, and several tokens, share each load of a key. Accumulates in float32.
 
 Source: FlashAttention-2, arXiv:2307.08691, section 3.1 (the running softmax).
 """
