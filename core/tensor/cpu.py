@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ..errors import BadModel
 from . import ops
-from .activations import gate_in_place
+from .activations import gate_in_place, norm_few_rows, norm_rows, rotate, rotate_few
 from .attention import attend_rows
 from .blocks import BlockFormat, by_name
 from .decode import KINDS, decode_tensor
@@ -23,6 +23,7 @@ from .source import TensorInfo, WeightSource
 Floats = npt.NDArray[np.float32]
 
 FEW = 8  # columns up to which decoding each weight row once beats widening a tile for the matrix library
+LITTLE = 1 << 15  # numbers that one thread is done with before others have woken up
 TILE_ROWS = 1024  # weight rows widened for one call of the matrix library: 8 MB at 2,048 columns stays near the cache
 
 
@@ -153,9 +154,10 @@ def _many_rows_product(weight: CpuMatrix, x: Floats, out: Floats) -> None:
 @ops.rms_norm.register(np.ndarray)
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     """Return x scaled to unit root mean square over the last dimension, times weight."""
-    mean = np.einsum("...d,...d->...", x, x)[..., None] / np.float32(x.shape[-1])
-    y: Floats = x * (np.float32(1) / np.sqrt(mean + np.float32(eps))) * weight
-    return y
+    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    out = np.empty_like(rows)
+    (norm_few_rows if rows.size < LITTLE else norm_rows)(rows, weight, np.float32(eps), out)
+    return out.reshape(x.shape)
 
 
 @ops.gated_mlp.register(np.ndarray)
@@ -171,7 +173,7 @@ def gated_mlp(x: Floats, gate: AnyMatrix, up: AnyMatrix, down: AnyMatrix) -> Flo
 
 @dataclass(frozen=True)
 class CpuRotation:
-    """cos, sin: [T, 1, n/2] float32, ready to be broadcast over heads."""
+    """cos, sin: [T, n/2] float32."""
 
     cos: Floats
     sin: Floats
@@ -181,7 +183,7 @@ class CpuRotation:
 @ops.rotations.register(np.ndarray)
 def rotations(positions: npt.NDArray[np.int32], table: RopeTable) -> CpuRotation:
     """Return the turn of each position, computed in float32 as the references do."""
-    angles = (positions.astype(np.float32)[:, None] * table.frequencies)[:, None, :]
+    angles = positions.astype(np.float32)[:, None] * table.frequencies
     magnitude = np.float32(table.magnitude)
     return CpuRotation(np.cos(angles) * magnitude, np.sin(angles) * magnitude, table)
 
@@ -189,15 +191,10 @@ def rotations(positions: npt.NDArray[np.int32], table: RopeTable) -> CpuRotation
 @ops.rope.register(np.ndarray)
 def rope(x: Floats, rotation: CpuRotation) -> Floats:
     """Return x, [T, heads, E], with its first n dimensions turned."""
-    half = rotation.cos.shape[-1]
-    if rotation.table.pairing == "split":
-        first, second = slice(0, half), slice(half, 2 * half)
-    else:
-        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    x = np.ascontiguousarray(x)
     out = np.empty_like(x)
-    out[..., first] = x[..., first] * rotation.cos - x[..., second] * rotation.sin
-    out[..., second] = x[..., second] * rotation.cos + x[..., first] * rotation.sin
-    out[..., 2 * half :] = x[..., 2 * half :]
+    turn = rotate_few if x.size < LITTLE else rotate
+    turn(x, rotation.cos, rotation.sin, rotation.table.pairing == "interleaved", out)
     return out
 
 

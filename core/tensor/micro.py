@@ -231,8 +231,8 @@ def quantise_block(
     """Quantise `unit` floats from x[at] on and return their step size: the largest magnitude / 127.
 
     Four codes go to codes[code_at], the next four 4 * width bytes further, and so on. For each 32 codes the sums of the
-    first half, the second and both go to sums and totals from sum_at on, `width` apart. Rounds half to even; zeros give
-    zeros.
+    first half, the second and both go to sums and totals from sum_at on, `width` apart. Rounds half to even; what is
+    below 1e-36 throughout gives zeros, and a NaN or infinity a step size that is one.
     """
     count = unit.literal_value // LANES
 
@@ -249,10 +249,10 @@ def quantise_block(
 
         values = [e.load(FLOATS, source, v * LANES * 4) for v in range(count)]
         peak = e.call("llvm.fabs.v16f32", FLOATS, values[0])
-        for value in values[1:]:
-            peak = e.call("llvm.maxnum.v16f32", FLOATS, peak, e.call("llvm.fabs.v16f32", FLOATS, value))
-        largest = e.call("llvm.vector.reduce.fmax.v16f32", FLOAT, peak)
-        some = builder.fcmp_ordered(">", largest, FLOAT(0.0))
+        for value in values[1:]:  # maximum, and not maxnum, keeps a NaN: the step size becomes one, and every product
+            peak = e.call("llvm.maximum.v16f32", FLOATS, peak, e.call("llvm.fabs.v16f32", FLOATS, value))
+        largest = e.call("llvm.vector.reduce.fmaximum.v16f32", FLOAT, peak)
+        some = builder.fcmp_ordered(">", largest, FLOAT(1e-36))  # 127 / less is infinite
         inverse = e.splat(builder.select(some, builder.fdiv(FLOAT(127.0), largest), FLOAT(0.0)))
         before = None
         for value in values:

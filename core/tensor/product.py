@@ -11,16 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import get_num_threads, prange
+from numba import prange
 from numba.extending import overload
 
 from .jit import kernel
 from .layouts import GROUP, STEPS, SUB, layout_of
 from .micro import PAIR, close, multiply, quantise_block, unpack
+from .threads import default_threads
 
 WIDTH = 6  # columns of a full tile
 CHUNK = 8  # sub-blocks of 32 columns that are unpacked at once: 16 KB of codes for a pair stay in the first cache
 ROWS = PAIR * GROUP
+SHARES = 4 * default_threads()  # a few for each thread, so that none waits long for another
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,7 @@ def quantise(x: npt.NDArray[np.float32], unit: int) -> Quantised:
 def multiply_packed(x: Quantised, data: npt.NDArray[np.void], rows: int) -> npt.NDArray[np.float32]:
     """Return x · weightsᵀ, [T, rows] float32. data: records [groups, units] whose unit is that of x."""
     out = np.empty((x.count, rows), np.float32)
-    # a few shares for each thread, so that none waits long for another
-    shares = min(data.shape[0] // PAIR, 4 * get_num_threads())
+    shares = min(data.shape[0] // PAIR, SHARES)
     product(data, shares, x.count, x.codes, x.sums, x.totals, x.steps, out)
     return out
 

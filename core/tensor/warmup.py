@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .activations import gate_in_place
+from .activations import gate_in_place, norm_few_rows, norm_rows, rotate, rotate_few
 from .attention import attend_rows, store_keys
 from .blocks import by_name
 from .jit import cache_folder
@@ -37,7 +37,7 @@ def warm_up(report: Report = lambda name, done, total: None) -> None:
         *((f"products, {name}", partial(_packed, name)) for name in USUAL),
         ("attention, f16", partial(_attention, np.uint16)),
         ("attention, f32", partial(_attention, np.float32)),
-        ("activations", lambda: gate_in_place(np.zeros(16, np.float32), np.zeros(16, np.float32))),
+        ("norms, rotations, gates", _activations),
     ]
     for done, (name, job) in enumerate(jobs):
         report(name, done, len(jobs))
@@ -65,3 +65,12 @@ def _attention(element: Any) -> None:
     keys, values = np.zeros((1, 1, 16, 16), element), np.zeros((16, 1, 16), element)
     store_keys(np.zeros((1, 1, 16), element), 0, keys)
     attend_rows(q, keys, values, 0, 0, np.float32(1), np.empty_like(q))
+
+
+def _activations() -> None:
+    line, three = np.zeros((1, 16), np.float32), np.zeros((1, 1, 16), np.float32)
+    gate_in_place(line[0], line[0])
+    for norm in (norm_few_rows, norm_rows):
+        norm(line, line[0], np.float32(1), line)
+    for turn in (rotate_few, rotate):
+        turn(three, line[:, :8].copy(), line[:, :8].copy(), True, three)
