@@ -7,6 +7,7 @@ what keeps the dot unit busier than the load ports.
 
 from __future__ import annotations
 
+from functools import partial, reduce
 from typing import Any
 
 from llvmlite import ir
@@ -248,10 +249,10 @@ def quantise_block(
             places[:] = [e.move(place, args[5], 4) for place in places]
 
         values = [e.load(FLOATS, source, v * LANES * 4) for v in range(count)]
-        peak = e.call("llvm.fabs.v16f32", FLOATS, values[0])
-        for value in values[1:]:  # maximum, and not maxnum, keeps a NaN: the step size becomes one, and every product
-            peak = e.call("llvm.maximum.v16f32", FLOATS, peak, e.call("llvm.fabs.v16f32", FLOATS, value))
-        largest = e.call("llvm.vector.reduce.fmaximum.v16f32", FLOAT, peak)
+        # Magnitudes are compared as integers, among which a NaN is the largest: it must show in the step size.
+        bits = [builder.and_(builder.bitcast(v, INTS), ir.Constant(INTS, [0x7FFFFFFF] * LANES)) for v in values]
+        peak = reduce(partial(e.call, "llvm.smax.v16i32", INTS), bits)
+        largest = builder.bitcast(e.call("llvm.vector.reduce.smax.v16i32", INT, peak), FLOAT)
         some = builder.fcmp_ordered(">", largest, FLOAT(1e-36))  # 127 / less is infinite
         inverse = e.splat(builder.select(some, builder.fdiv(FLOAT(127.0), largest), FLOAT(0.0)))
         before = None

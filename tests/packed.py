@@ -1,0 +1,151 @@
+"""Weights with random blocks, and literal readers of what the kernels work on: packed records, 8-bit activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from puna.core.tensor.blocks import BlockFormat
+from puna.core.tensor.cpu import CpuMatrix, PackedMatrix
+from puna.core.tensor.layouts import E2M1, IQ4, LAYOUTS
+from puna.core.tensor.packing import pack
+from puna.core.tensor.product import WIDTH, Quantised
+
+HALVES_AT = {  # bytes where a block's half-precision scale and minimum lie
+    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "IQ4_NL": (0,), "IQ4_XS": (0,),
+}  # fmt: skip
+SUBNORMAL = 2.0**-15  # the smallest normal float16 is 2^-14
+
+
+def random_blocks(
+    rng: np.random.Generator, form: BlockFormat, rows: int, columns: int, *, tiny: bool = False
+) -> np.ndarray:
+    """Return [rows, row bytes] uint8, read-only as a mapped file is: every code and sub-scale, and everyday scales.
+
+    tiny: sub-normal scales. MXFP4 then has those of its exponents that are sub-normal float32.
+    """
+    blocks = rng.integers(0, 256, (rows, columns // form.elements, form.nbytes), np.uint8)
+    for at in HALVES_AT.get(form.name, ()):
+        size = SUBNORMAL if tiny else 0.1
+        scales = rng.uniform(-size, size, blocks.shape[:2]).astype(np.float16)
+        blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
+    if form.name == "MXFP4":
+        low, high = (0, 2) if tiny else (120, 128)  # 2^-128, 2^-127; or powers of two up to 1/2
+        blocks[..., 0] = rng.integers(low, high, blocks.shape[:2])
+    data = np.ascontiguousarray(blocks.reshape(rows, -1))
+    data.flags.writeable = False
+    return data
+
+
+def packed(form: BlockFormat, raw: np.ndarray) -> PackedMatrix:
+    """Return blocks [rows, row bytes] as a loader packs them."""
+    rows = CpuMatrix(form, raw, (len(raw), raw.shape[1] // form.nbytes * form.elements))
+    return PackedMatrix(rows, LAYOUTS[form.name], pack(raw, form))
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What the records of a weight say, in the words of the formats: value = code * scale - low."""
+
+    codes: np.ndarray  # [rows, D] float32: offsets subtracted, tables looked up
+    scales: np.ndarray  # [rows, scales of a row] float32
+    lows: np.ndarray  # [rows, scales of a row] float32
+
+    @property
+    def weights(self) -> np.ndarray:
+        """[rows, D] float32, each product and difference rounded, as the decoders do."""
+        each = self.codes.shape[1] // self.scales.shape[1]
+        return self.codes * self.scales.repeat(each, 1) - self.lows.repeat(each, 1)
+
+
+class _Cursor:
+    """Takes the fields of all records one after the other."""
+
+    def __init__(self, raw: np.ndarray) -> None:
+        self.raw, self.at = raw, 0
+
+    def take(self, count: int, dtype: type = np.uint8) -> np.ndarray:
+        size = count * np.dtype(dtype).itemsize
+        found = np.ascontiguousarray(self.raw[..., self.at : self.at + size]).view(dtype)
+        self.at += size
+        return found
+
+
+def unpacked(data: np.ndarray, name: str) -> Unpacked:
+    """Read records [groups, units] field by field, as the documentation of the layouts says they lie."""
+    layout = LAYOUTS[name]
+    groups, units = data.shape
+    cursor = _Cursor(data.view(np.uint8).reshape(groups, units, -1))
+    if layout.scales == "exponent":
+        d = np.ldexp(np.float32(1), cursor.take(16).astype(np.int32) - 128)[:, :, None]
+    else:
+        d = cursor.take(16, np.float16).astype(np.float32)[:, :, None]
+    m = cursor.take(16, np.float16).astype(np.float32)[:, :, None] if layout.minimums else np.float32(0)
+    wide = groups, units, layout.subs, 16
+    if layout.scales == "integer":
+        d = d * cursor.take(layout.subs * 16, np.int8).reshape(wide).astype(np.float32)
+        if layout.minimums:
+            m = m * cursor.take(layout.subs * 16).reshape(wide).astype(np.float32)
+    elif layout.scales == "nibbles":
+        both = cursor.take(layout.subs * 16).reshape(wide)
+        d, m = d * (both & 15).astype(np.float32), m * (both >> 4).astype(np.float32)
+    elif layout.minimums:
+        m = -m  # these formats add their minimum
+    codes, below = np.zeros((groups, units, layout.unit, 16), np.int32), 0
+    for bits in layout.planes:
+        codes |= _plane(cursor, layout.unit, bits) << below
+        below += bits
+    assert cursor.at == cursor.raw.shape[-1], "a record holds more than its fields"
+    values = codes - layout.offset
+    if layout.table is not None:
+        values = np.array({"MXFP4": E2M1}.get(name, IQ4))[codes]
+    return Unpacked(*(_by_rows(field.astype(np.float32)) for field in (values, d, np.broadcast_to(m, d.shape))))
+
+
+def _plane(cursor: _Cursor, columns: int, bits: int) -> np.ndarray:
+    """Return the numbers of one plane, [groups, units, columns, 16]."""
+    per = 8 // bits
+    vectors = cursor.take(columns * 16 // per)
+    groups, units, _ = vectors.shape
+    shifts = bits * np.arange(per)[:, None, None]
+    steps = vectors.reshape(groups, units, -1, 1, 16, 4) >> shifts & (1 << bits) - 1
+    return steps.swapaxes(4, 5).reshape(groups, units, columns, 16).astype(np.int32)
+
+
+def _by_rows(field: np.ndarray) -> np.ndarray:
+    """Return [groups, units, n, 16] as [rows, units · n]."""
+    groups, units, count, _ = field.shape
+    return field.transpose(0, 3, 1, 2).reshape(groups * 16, units * count)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Quantised activations, one row a token, those that only fill a tile included."""
+
+    codes: np.ndarray  # [T padded, D] int8
+    sums: np.ndarray  # [T padded, D / 32, 3] int32: of the first half of 32 codes, of the second, and of both
+    totals: np.ndarray  # the same as float32
+    steps: np.ndarray  # [T padded, D / unit] float32
+
+    @property
+    def values(self) -> np.ndarray:
+        """[T padded, D] float64, exact."""
+        return self.codes * self.steps.astype(np.float64).repeat(self.codes.shape[1] // self.steps.shape[1], 1)
+
+
+def columns_of(x: Quantised, D: int) -> Columns:
+    """Take the tiles of x apart."""
+    padded = len(x.codes) // D
+    bounds = range(WIDTH, padded, WIDTH)  # the last tile may be narrower
+
+    def rows(flat: np.ndarray, per_row: int, together: int = 1) -> np.ndarray:
+        """Return [T padded, per_row] from tiles in which `together` numbers of a row lie side by side."""
+        tiles = np.split(flat.reshape(padded, per_row), bounds)
+        parts = [tile.reshape(-1, len(tile), together).swapaxes(0, 1).reshape(tile.shape) for tile in tiles]
+        return np.concatenate(parts)
+
+    sums, totals = (rows(flat, 3 * D // 32).reshape(padded, D // 32, 3) for flat in (x.sums, x.totals))
+    return Columns(rows(x.codes, D, 4), sums, totals, rows(x.steps, D // x.unit))
