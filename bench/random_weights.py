@@ -23,12 +23,17 @@ CHUNK_BYTES = 16 << 20
 # the codes, so that weights lie around zero.
 SCALES: dict[GGMLQuantizationType, dict[int, float]] = {
     Type.Q4_0: {0: 1.0},
+    Type.Q4_1: {0: 1.0, 2: -7.5},
     Type.Q5_0: {0: 1.0},
     Type.Q5_1: {0: 1.0, 2: -15.5},
     Type.Q8_0: {0: 1.0},
+    Type.Q2_K: {80: 1.0, 82: 1.5},
+    Type.Q3_K: {108: 1.0},
     Type.Q4_K: {0: 1.0, 2: 7.5},
     Type.Q5_K: {0: 1.0, 2: 15.5},
     Type.Q6_K: {208: 1.0},
+    Type.IQ4_NL: {0: 1.0},
+    Type.IQ4_XS: {0: 1.0},
 }
 
 

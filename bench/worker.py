@@ -1,48 +1,82 @@
-"""One engine's measurements on one model, in a process of their own: prints a Measurement as JSON on its last line."""
+"""One engine's numbers for one group of rows, in a process of their own: prints them as JSON on its last line."""
 
 from __future__ import annotations
 
 import argparse
 import resource
+import statistics
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from .engines import ENGINES
+from .engines import BATCH, ENGINES, Engine, Setting
+from .rows import DECODED, GROUPS, Group, rows_of
+from .timing import repeat
 
-PROMPTS = (32, 128, 512)  # tokens
-DECODE_PROMPT, DECODED = 32, 64  # tokens
+Numbers = dict[str, float]  # by the row's name, in the row's unit
 
-
-class Measurement(msgspec.Struct, frozen=True):
-    """What one run of one engine gave."""
-
-    load_s: float
-    prefill: dict[int, float]  # tokens per second, by the prompt's tokens
-    decode: float  # tokens per second
-    peak_bytes: int  # resident memory, mapped weights included
-
-    def prefill_rate(self, tokens: int) -> float:
-        """Return tokens per second for a prompt of that many."""
-        return self.prefill[tokens]
+STEADY_S = 1.0  # a short measurement is repeated for about that long, and its median counts
+IDS = 512  # the first ids, which every vocabulary has, none of them special
 
 
-def measure(engine_name: str, model: Path, threads: int, run: int) -> Measurement:
-    """Load the model and time it. Prompts differ from run to run and share no beginning, so no cache can help."""
-    rng = np.random.default_rng(run)
+class Prompts:
+    """Random prompts that differ from run to run and share no beginning, so that no cache of prefixes can help."""
 
-    def prompt(size: int) -> list[int]:
-        return list(map(int, rng.integers(0, 512, size)))  # ids that every vocabulary has, none of them special
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
 
+    def next(self, size: int) -> list[int]:
+        """Return a new prompt of that many tokens."""
+        return list(map(int, self._rng.integers(0, IDS, size)))
+
+
+def measure(engine: str, model: Path, threads: int, group: Group, run: int) -> Numbers:
+    """Load the model and return the numbers of a group's rows."""
+    prompts = Prompts(run)
+    largest = max(row.size for row in rows_of(group))
+    if group == "load":
+        return measure_load(engine, model, Setting(threads, BATCH + 2 * DECODED), prompts)
+    if group == "streams":
+        made = ENGINES[engine](model, Setting(threads, 4 * DECODED, sequences=largest))
+    else:
+        made = ENGINES[engine](model, Setting(threads, largest + 2 * DECODED, long=group == "context"))
+    made.reply(prompts.next(DECODED), 4)  # the first reply warms caches and threads up
+    numbers = {}
+    for row in rows_of(group):
+        numbers[row.name] = statistics.median(repeat(partial(speed, made, group, row.size, prompts), STEADY_S))
+    return numbers
+
+
+def speed(engine: Engine, group: Group, size: int, prompts: Prompts) -> float:
+    """Return tokens per second, once."""
+    if group == "prefill":
+        return size / engine.reply(prompts.next(size), 0).prompt_s
+    if group == "streams":
+        return engine.together(prompts.next(size), DECODED)
+    return engine.reply(prompts.next(max(1, size)), DECODED).rate
+
+
+def measure_load(engine: str, model: Path, setting: Setting, prompts: Prompts) -> Numbers:
+    """Return how long loading and a first token took, and the memory of a full batch and a reply behind it."""
+    read_through(model)
     start = time.perf_counter()
-    engine = ENGINES[engine_name](model, threads)
-    load_s = time.perf_counter() - start
-    engine.reply(prompt(DECODE_PROMPT), 4)  # the first reply warms caches and threads up
-    prefill = {size: size / engine.reply(prompt(size), 0).prompt_s for size in PROMPTS}
-    reply = engine.reply(prompt(DECODE_PROMPT), DECODED)
-    return Measurement(load_s, prefill, reply.decoded / reply.decode_s, peak_bytes())
+    made = ENGINES[engine](model, setting)
+    loaded = time.perf_counter()
+    made.reply(prompts.next(1), 0)
+    first = time.perf_counter()
+    made.reply(prompts.next(BATCH), DECODED)
+    return {"load": loaded - start, "first token": first - start, "peak memory": peak_bytes() / 1e9}
+
+
+def read_through(path: Path) -> None:
+    """Read a whole file, so that it is in the system's cache."""
+    with path.open("rb") as file:
+        while file.read(16 << 20):
+            pass
 
 
 def peak_bytes() -> int:
@@ -54,16 +88,16 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m bench.worker", description=__doc__)
     parser.add_argument("--engine", choices=ENGINES, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--group", choices=GROUPS, required=True)
     parser.add_argument("--run", type=int, required=True)
-    arguments = parser.parse_args()
-    measurement = measure(arguments.engine, arguments.model, arguments.threads, arguments.run)
-    print(msgspec.json.encode(measurement).decode())
+    given = parser.parse_args(arguments)
+    print(msgspec.json.encode(measure(given.engine, given.model, given.threads, given.group, given.run)).decode())
 
 
 if __name__ == "__main__":
