@@ -11,21 +11,18 @@ from hypothesis import strategies as st
 from puna.core.errors import BadModel
 from puna.core.tensor import attend, embed, gated_mlp, linear, project, rms_norm, rope, rope_table, rotations
 from puna.core.tensor.blocks import by_name
-from puna.core.tensor.cpu import FEW, TILE_ROWS, CpuLoader, CpuMatrix, CpuSeen, CpuSpan
+from puna.core.tensor.cpu import FEW, TILE_ROWS, CpuLoader, CpuMatrix, PackedMatrix
 from puna.core.tensor.decode import KINDS, decode_tensor
 from puna.core.tensor.ops import Operation
 from puna.core.tensor.weights import open_weights
+
+from .packed import random_blocks
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FORMATS = sorted((by_name(name) for name in (
     "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
     "IQ4_NL", "IQ4_XS", "MXFP4",
 )), key=lambda form: form.id)  # fmt: skip
-HALVES_AT = {  # bytes where a block's half-precision scale and minimum lie
-    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
-    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
-    "IQ4_NL": (0,), "IQ4_XS": (0,),
-}  # fmt: skip
 FEW_OR_MANY = st.integers(1, 2 * FEW)
 
 kernels = settings(deadline=None, max_examples=60)  # the first call of a kernel may compile it
@@ -44,13 +41,7 @@ def matrix(rng, form, rows, columns):
         else:
             data = values.astype({"F32": np.float32, "F16": np.float16}[form.name]).view(np.uint8)
     else:
-        blocks = rng.integers(0, 256, (rows, columns // form.elements, form.nbytes), np.uint8)
-        for at in HALVES_AT.get(form.name, ()):
-            scales = rng.uniform(-0.1, 0.1, blocks.shape[:2]).astype(np.float16)
-            blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
-        if form.name == "MXFP4":
-            blocks[..., 0] = rng.integers(120, 128, blocks.shape[:2])  # powers of two up to 1
-        data = blocks.reshape(rows, -1)
+        data = random_blocks(rng, form, rows, columns)
     data = np.ascontiguousarray(data)
     data.flags.writeable = False
     wide = decode_tensor(data, form, (rows, columns)).astype(np.float64)
@@ -214,103 +205,17 @@ def test_nothing_turns_at_position_zero():
     np.testing.assert_array_equal(rope(x, rotations(np.zeros(1, np.int32), table)), x)
 
 
-# ---- attention -----------------------------------------------------------------------------------------------------
-
-
-def attend_twin(q, seen, scale):
-    T, H, _ = q.shape
-    out = np.zeros((T, H, seen.spans[0].values.shape[2]))
-    for span in seen.spans:
-        keys, values = (
-            (a.view(np.float16) if a.dtype == np.uint16 else a).astype(np.float64) for a in (span.keys, span.values)
-        )
-        group = H // keys.shape[1]
-        for t in range(span.start, span.stop):
-            position = span.first + t - span.start
-            low = max(0, position + 1 - seen.window) if seen.window else 0
-            for h in range(H):
-                scores = keys[low : position + 1, h // group] @ q[t, h].astype(np.float64) * scale
-                weights = np.exp(scores - scores.max())
-                out[t, h] = weights @ values[low : position + 1, h // group] / weights.sum()
-    return out.reshape(T, -1)
-
-
-@st.composite
-def attention(draw):
-    """Queries of several sequences in one batch, and what each has behind it."""
-    rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
-    K, group, E, F = (draw(st.integers(1, high)) for high in (3, 4, 20, 20))
-    half = draw(st.booleans())
-    spans, start = [], 0
-    for first, length in draw(st.lists(st.tuples(st.integers(0, 70), st.integers(1, 6)), min_size=1, max_size=4)):
-        stored = [floats(rng, first + length, K, size) for size in (E, F)]
-        keys, values = [a.astype(np.float16).view(np.uint16) for a in stored] if half else stored
-        spans.append(CpuSpan(start, start + length, first, keys, values))
-        start += length
-    window = draw(st.sampled_from([0, 1, 2, 31, 32, 33, 1000]))
-    return floats(rng, start, K * group, E), CpuSeen(tuple(spans), window)
-
-
-@kernels
-@given(attention(), st.sampled_from([0.125, 1.0, 30.0]))
-def test_attend_mixes_the_values_that_each_row_may_see(given, scale):
-    q, seen = given
-    found = attend(q, seen, scale=scale)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, attend_twin(q, seen, scale), rtol=1e-4, atol=3e-5 * max(1.0, scale))
-
-
-def one_sequence(keys, values, window=0, first=None):
-    first = len(keys) - 1 if first is None else first
-    return CpuSeen((CpuSpan(0, len(keys) - first, first, keys, values),), window)
-
-
-@pytest.mark.parametrize(("heads", "size"), [(3, 4), (2, 5), (1, 4)])
-def test_queries_that_do_not_fit_the_keys_are_refused_before_memory_is_read(heads, size):
-    rng = np.random.default_rng(0)
-    seen = one_sequence(floats(rng, 1, 2, 4), floats(rng, 1, 2, 4))
-    with pytest.raises(BadModel, match=f"{heads} query heads of {size} over 2 key heads of 4"):
-        attend(floats(rng, 1, heads, size), seen, scale=1.0)
-
-
-def test_a_row_does_not_see_what_follows_it():
-    rng = np.random.default_rng(0)
-    keys, values, q = floats(rng, 5, 1, 4), floats(rng, 5, 1, 4), floats(rng, 5, 2, 4)
-    before = attend(q, one_sequence(keys, values, first=0), scale=1.0)
-    keys[4], values[4] = 100.0, 100.0
-    after = attend(q, one_sequence(keys, values, first=0), scale=1.0)
-    np.testing.assert_array_equal(before[:4], after[:4])
-    assert not np.array_equal(before[4], after[4])
-
-
-def test_a_window_of_one_returns_the_rows_own_value():
-    rng = np.random.default_rng(0)
-    values = floats(rng, 40, 1, 4)
-    found = attend(floats(rng, 40, 1, 4), one_sequence(floats(rng, 40, 1, 4), values, window=1, first=0), scale=1.0)
-    np.testing.assert_array_equal(found, values.reshape(40, 4))
-
-
-def test_scores_of_any_size_give_finite_mixtures():
-    rng = np.random.default_rng(0)
-    keys, values, q = floats(rng, 100, 1, 4), floats(rng, 100, 1, 4), floats(rng, 1, 1, 4)
-    found = attend(q, one_sequence(keys, values), scale=1e6)
-    likeliest = np.argmax(keys[:, 0].astype(np.float64) @ q[0, 0].astype(np.float64))
-    np.testing.assert_allclose(found[0], values[likeliest, 0], rtol=1e-6)
-
-
-def test_a_nan_in_a_key_shows_in_the_result():
-    rng = np.random.default_rng(0)
-    keys = floats(rng, 50, 1, 4)
-    keys[3] = np.nan
-    assert np.isnan(attend(floats(rng, 1, 1, 4), one_sequence(keys, floats(rng, 50, 1, 4)), scale=1.0)).all()
-
-
 # ---- weights as they are loaded ------------------------------------------------------------------------------------
 
 
-def test_a_format_without_a_kernel_is_widened_once():
+def blocks_of(name):
+    """Return a source and one of its tensors, which has this format."""
     source = open_weights(FIXTURES / "ggml-blocks" / "blocks.gguf")
-    info = next(info for info in source.tensors.values() if info.format.name == "IQ2_XXS")
+    return source, next(info for info in source.tensors.values() if info.format.name == name)
+
+
+def test_a_format_without_a_kernel_is_widened_once():
+    source, info = blocks_of("IQ2_XXS")
     weight = CpuLoader().matrix(source, info)
     assert (weight.format.name, weight.shape, weight.nbytes) == ("F32", info.shape, 4 * math.prod(info.shape))
     x = floats(np.random.default_rng(0), 2, info.shape[1])
@@ -319,12 +224,33 @@ def test_a_format_without_a_kernel_is_widened_once():
     )
 
 
-def test_a_weight_lies_where_its_file_is_mapped():
-    source = open_weights(FIXTURES / "ggml-blocks" / "blocks.gguf")
-    info = next(info for info in source.tensors.values() if info.format.name == "Q4_K")
-    weight = CpuLoader().matrix(source, info)
+def test_a_precise_weight_lies_where_its_file_is_mapped():
+    source, info = blocks_of("Q4_K")
+    weight = CpuLoader(precise=True).matrix(source, info)
+    assert isinstance(weight, CpuMatrix)
     assert np.shares_memory(weight.data, source.raw(info.name))
     assert weight.nbytes == info.nbytes
+
+
+def test_a_weight_without_a_packed_layout_lies_where_its_file_is_mapped():
+    source, info = blocks_of("F16")
+    weight = CpuLoader().matrix(source, info)
+    assert isinstance(weight, CpuMatrix)
+    assert np.shares_memory(weight.data, source.raw(info.name))
+
+
+def test_a_weight_is_packed_into_memory_of_its_own_and_its_rows_stay_in_the_file():
+    source, info = blocks_of("Q4_K")
+    weight = CpuLoader().matrix(source, info)
+    assert isinstance(weight, PackedMatrix)
+    assert (weight.shape, weight.layout.name) == (info.shape, "Q4_K")
+    assert np.shares_memory(weight.rows.data, source.raw(info.name))
+    assert not np.shares_memory(weight.data, source.raw(info.name))
+    assert weight.nbytes == 32 / info.shape[0] * info.nbytes * 148 / 144  # a pair of groups, of wider records
+    wide = decode_tensor(source.raw(info.name), info.format, info.shape)
+    np.testing.assert_array_equal(embed(np.arange(info.shape[0], dtype=np.int32), weight), wide)
+    x = np.eye(info.shape[1], dtype=np.float32)[:20]
+    np.testing.assert_allclose(linear(x, weight), x @ wide.T, rtol=1e-6, atol=1e-6 * np.abs(wide).max())
 
 
 def test_a_weight_has_two_dimensions():
