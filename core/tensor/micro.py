@@ -12,6 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .layouts import GROUP, STEPS, SUB, Layout, layout_of
@@ -121,39 +122,49 @@ def _power_of_two(e: Emitter, exponents: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def multiply(
-    typing: Any, data: Any, width: Any, codes: Any, sub: Any, scales: Any, minimums: Any,
-    x: Any, x_at: Any, sums: Any, totals: Any, sums_at: Any, steps: Any, steps_at: Any, out: Any,
+    typing: Any, data: Any, width: Any, codes: Any, scales: Any, minimums: Any, subs: Any, x: Any, x_at: Any,
+    sums: Any, totals: Any, sums_at: Any, steps: Any, steps_at: Any, inner: Any, out: Any, out_at: Any,
 ) -> Any:  # fmt: skip
-    """Add the products of 32 columns of a pair of groups with `width` columns of activations.
+    """Add the products of `subs` sub-blocks of a pair of groups with `width` columns of activations.
 
-    out[j, g, row] += scale * (code - offset) · x_j + minimum * sum(x_j), for the codes of sub-block `sub`.
+    out[j, g, row] += step_j * (scale * (code - offset) · x_j + minimum * sum(x_j)), summed over what was unpacked.
 
-    x: int8 [STEPS, width, 4] from x_at. sums, totals: int32 and float32 [3, width] from sums_at, the sums of x over the
-    first half of the columns, the second and both. steps: float32 [width] from steps_at, by which a format with units
-    of 32 multiplies at once; larger units are scaled by `close`. out: float32 [width, PAIR, 16].
+    x: int8 [subs, STEPS, width, 4] from x_at. sums, totals: int32 and float32 [subs, 3, width] from sums_at, the sums
+    of x over the first half of the columns, the second and both. steps: float32 from steps_at, [subs, width] where
+    units have 32 columns, [width] where they have 256: then `inner`, zeros as large as out's part, collects the unit and
+    is zero again afterwards. out: float32 [width, PAIR, 16] from out_at.
     """
     layout, columns = layout_of(data), width.literal_value
+    whole = layout.unit > SUB
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder)
-        at = {}
-        for name, index, scale in (
-            ("codes", 2, 1), ("scales", 4, 4), ("minimums", 5, 4), ("x", 6, 1), ("sums", 8, 4),
-            ("totals", 9, 4), ("steps", 11, 4), ("out", 13, 4),
-        ):  # fmt: skip
-            offset = {"x": args[7], "sums": args[10], "totals": args[10], "steps": args[12]}.get(name)
-            at[name] = e.address(context, signature.args[index], args[index], offset, scale)
-        at["codes"] = e.move(at["codes"], args[3], STEPS * PAIR * BYTES)
+
+        def start(position: int, scale: int, offset: Any = None) -> Any:
+            return e.address(context, signature.args[position], args[position], offset, scale)
+
+        at = {
+            "codes": start(2, 1), "scales": start(3, 4), "minimums": start(4, 4), "x": start(6, 1, args[7]),
+            "sums": start(8, 4, args[10]), "totals": start(9, 4, args[10]), "steps": start(11, 4, args[12]),
+        }  # fmt: skip
+        out_ = start(14, 4, args[15])
+        target = start(13, 4) if whole else out_
         per = SUB // layout.sub
-        for name in ("scales", "minimums"):
-            at[name] = e.move(at[name], args[3], per * PAIR * VECTOR)
-        _emit_multiply(e, layout, columns, at)
+        strides = {
+            "codes": STEPS * PAIR * BYTES, "scales": per * PAIR * VECTOR, "minimums": per * PAIR * VECTOR,
+            "x": SUB * columns, "sums": 12 * columns, "totals": 12 * columns, "steps": 0 if whole else 4 * columns,
+        }  # fmt: skip
+        with cgutils.for_range(builder, args[5]) as loop:
+            here = {name: e.move(pointer, loop.index, strides[name]) for name, pointer in at.items()}
+            _emit_multiply(e, layout, columns, here | {"out": target})
+        if whole:
+            _emit_close(e, columns, target, at["steps"], out_)
         return context.get_dummy_value()
 
     index = types.intp
     signature = types.void(
-        data, width, codes, index, scales, minimums, x, index, sums, totals, index, steps, index, out
-    )  # fmt: skip
+        data, width, codes, scales, minimums, index, x, index, sums, totals, index, steps, index, inner, out, index
+    )
     return signature, emit
 
 
@@ -204,25 +215,14 @@ def _start(e: Emitter, layout: Layout, columns: int, sums: Any, half: int, j: in
     return e.splat(e.builder.mul(total, INT(-layout.offset)))
 
 
-@intrinsic(prefer_literal=True)
-def close(typing: Any, width: Any, inner: Any, steps: Any, steps_at: Any, out: Any, out_at: Any) -> Any:
+def _emit_close(e: Emitter, columns: int, inner: Any, steps: Any, out: Any) -> None:
     """Move what a unit of 256 columns summed up: out[j] += steps[j] * inner[j], and inner = 0 for the next one."""
-    columns = width.literal_value
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(builder)
-        source = e.address(context, signature.args[1], args[1])
-        sizes = e.address(context, signature.args[2], args[2], args[3], 4)
-        target = e.address(context, signature.args[4], args[4], args[5], 4)
-        for j in range(columns):
-            size = e.splat(e.load(FLOAT, sizes, j * 4))
-            for g in range(PAIR):
-                place = (j * PAIR + g) * VECTOR
-                e.store(e.fma(e.load(FLOATS, source, place), size, e.load(FLOATS, target, place)), target, place)
-                e.store(ir.Constant(FLOATS, [0.0] * 16), source, place)
-        return context.get_dummy_value()
-
-    return types.void(width, inner, steps, types.intp, out, types.intp), emit
+    for j in range(columns):
+        size = e.splat(e.load(FLOAT, steps, j * 4))
+        for g in range(PAIR):
+            place = (j * PAIR + g) * VECTOR
+            e.store(e.fma(e.load(FLOATS, inner, place), size, e.load(FLOATS, out, place)), out, place)
+            e.store(ir.Constant(FLOATS, [0.0] * 16), inner, place)
 
 
 @intrinsic(prefer_literal=True)

@@ -16,7 +16,7 @@ from numba.extending import overload
 
 from .jit import kernel
 from .layouts import GROUP, STEPS, SUB, layout_of
-from .micro import PAIR, close, multiply, quantise_block, unpack
+from .micro import PAIR, multiply, quantise_block, unpack
 from .threads import default_threads
 
 WIDTH = 6  # columns of a full tile
@@ -111,38 +111,6 @@ def _columns_of_unit(data):
 
 
 @kernel
-def multiply_tile(
-    data, width, codes, scales, minimums, first, subs, x, x_at, sums, totals, sums_at, steps, steps_at, inner, out
-):
-    """One tile: sub-blocks first .. first + subs - 1 of a pair of groups, with `width` columns (1, 2, 4 or 8)."""
-    whole = columns_of_unit(data) == 256
-    for sub in range(subs):
-        at = first + sub
-        x_sub, sums_sub, steps_sub = x_at + at * SUB * width, sums_at + at * 3 * width, steps_at + at * width
-        target = inner if whole else out
-        if width == WIDTH:
-            multiply(
-                data, WIDTH, codes, sub, scales, minimums, x, x_sub, sums, totals, sums_sub, steps, steps_sub, target
-            )
-        elif width == 4:
-            multiply(data, 4, codes, sub, scales, minimums, x, x_sub, sums, totals, sums_sub, steps, steps_sub, target)
-        elif width == 2:
-            multiply(data, 2, codes, sub, scales, minimums, x, x_sub, sums, totals, sums_sub, steps, steps_sub, target)
-        else:
-            multiply(data, 1, codes, sub, scales, minimums, x, x_sub, sums, totals, sums_sub, steps, steps_sub, target)
-    if whole:
-        block = steps_at + first // 8 * width
-        if width == WIDTH:
-            close(WIDTH, inner, steps, block, out, 0)
-        elif width == 4:
-            close(4, inner, steps, block, out, 0)
-        elif width == 2:
-            close(2, inner, steps, block, out, 0)
-        else:
-            close(1, inner, steps, block, out, 0)
-
-
-@kernel
 def multiply_pairs(data, first_pair, last_pair, count, x, sums, totals, steps, out):
     """out[:, rows of the pairs] = activations · weightsᵀ. out: float32 [T, O]."""
     unit = columns_of_unit(data)
@@ -164,10 +132,31 @@ def multiply_pairs(data, first_pair, last_pair, count, x, sums, totals, steps, o
             for tile in range(tiles):
                 base = tile * WIDTH
                 width = width_of(count - base)
-                multiply_tile(
-                    data, width, codes, scales, minimums, first, here, x, base * D, sums, totals, base * (D // SUB) * 3,
-                    steps, base * (D // unit), inner, total[base * ROWS :],
-                )  # fmt: skip
+                x_at = base * D + first * SUB * width
+                sums_at = (base * subs + first * width) * 3
+                steps_at = base * (D // unit) + first * SUB // unit * width
+                at = base * ROWS
+                # The width is part of the compiled code: how many sums it holds in registers.
+                if width == WIDTH:
+                    multiply(
+                        data, WIDTH, codes, scales, minimums, here, x, x_at, sums, totals, sums_at, steps, steps_at,
+                        inner, total, at,
+                    )  # fmt: skip
+                elif width == 4:
+                    multiply(
+                        data, 4, codes, scales, minimums, here, x, x_at, sums, totals, sums_at, steps, steps_at,
+                        inner, total, at,
+                    )  # fmt: skip
+                elif width == 2:
+                    multiply(
+                        data, 2, codes, scales, minimums, here, x, x_at, sums, totals, sums_at, steps, steps_at,
+                        inner, total, at,
+                    )  # fmt: skip
+                else:
+                    multiply(
+                        data, 1, codes, scales, minimums, here, x, x_at, sums, totals, sums_at, steps, steps_at,
+                        inner, total, at,
+                    )  # fmt: skip
         low = pair * ROWS
         rows = min(ROWS, out.shape[1] - low)
         for j in range(count):
