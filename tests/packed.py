@@ -149,3 +149,18 @@ def columns_of(x: Quantised, D: int) -> Columns:
 
     sums, totals = (rows(flat, 3 * D // 32).reshape(padded, D // 32, 3) for flat in (x.sums, x.totals))
     return Columns(rows(x.codes, D, 4), sums, totals, rows(x.steps, D // x.unit))
+
+
+def quantised_twin(x: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes [T, D] and steps [T, D / unit] of activations, as numpy computes them in float32."""
+    blocks = x.reshape(len(x), -1, unit)
+    largest = np.abs(blocks).max(2)
+    inverse = np.divide(np.float32(127), largest, where=largest > 0, out=np.zeros_like(largest))
+    codes = np.rint(blocks * inverse[:, :, None]).astype(np.int8)
+    return codes.reshape(x.shape), largest * np.float32(1 / 127)
+
+
+def rounded(x: np.ndarray, unit: int) -> np.ndarray:
+    """Return activations [T, D] as their codes stand for them, in float32."""
+    codes, steps = quantised_twin(x, unit)
+    return codes * steps.repeat(unit, 1)

@@ -1,7 +1,11 @@
-"""Every dense architecture against the reference implementation's logits and greedy continuations."""
+"""Every dense architecture against the reference implementation's logits and greedy continuations.
+
+First in float32, which must agree; then as models run unless told otherwise, with products in 8 bits.
+"""
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 
@@ -9,11 +13,14 @@ import numpy as np
 import pytest
 
 from puna.core.kernel import find_plugins
-from puna.core.memory.cache import Rows, SequenceCache, StepView
+from puna.core.memory.cache import ElementType, Rows, SequenceCache, StepView
 from puna.core.model import LoadedModel, find_architecture, load_model
+from puna.core.tensor import cpu
 from puna.core.tensor.cpu import CpuLoader
+from puna.core.tensor.layouts import LAYOUTS
 from puna.core.tensor.weights import open_weights
 
+from .packed import rounded
 from .reference import Case, expected, text_cases
 
 # The reference states 1e-3 for an engine that works in float32. Its quantised cases hold the logits of the dequantised
@@ -23,10 +30,10 @@ CASES = list(text_cases())
 
 
 @cache
-def model(file: Path) -> LoadedModel:
+def model(file: Path, *, precise: bool = True) -> LoadedModel:
     architectures = [a for report in find_plugins() for a in report.architectures]
     source = open_weights(file)
-    return load_model(find_architecture(architectures, source), source, CpuLoader(precise=True))
+    return load_model(find_architecture(architectures, source), source, CpuLoader(precise=precise))
 
 
 def forward(loaded: LoadedModel, cache: SequenceCache, tokens: list[int]) -> np.ndarray:
@@ -38,9 +45,9 @@ def forward(loaded: LoadedModel, cache: SequenceCache, tokens: list[int]) -> np.
     return np.asarray(hidden)
 
 
-def logits(loaded: LoadedModel, tokens: list[int], chunk: int) -> np.ndarray:
-    """Return the logits of every position, [T, V], fed in chunks with a float32 cache."""
-    cache = SequenceCache(loaded.cache, len(tokens), "f32")
+def logits(loaded: LoadedModel, tokens: list[int], chunk: int, element: ElementType = "f32") -> np.ndarray:
+    """Return the logits of every position, [T, V], fed in chunks."""
+    cache = SequenceCache(loaded.cache, len(tokens), element)
     parts = [forward(loaded, cache, tokens[at : at + chunk]) for at in range(0, len(tokens), chunk)]
     return np.asarray(loaded.model.logits(np.concatenate(parts)))
 
@@ -93,3 +100,68 @@ def test_every_layer_matches_the_reference(case: Case) -> None:
     want = expected(case.variant)[case.case["layers"]]
     for layer, (got, reference) in enumerate(zip(seen, want, strict=True)):
         assert np.abs(got - reference).max() <= ATOL, f"layer {layer}"
+
+
+# ---- products in 8 bits --------------------------------------------------------------------------------------------
+
+QUANTISED = [case for case in CASES if case.quantised]
+WORST = {"model-Q8_0.gguf": 1.0, "model-Q4_K_M.gguf": 1.6}  # the reference states these of llama.cpp
+UNIT = {"model-Q8_0.gguf": 32, "model-Q4_K_M.gguf": 256}  # activations that share a step size
+IN_A_ROW = 9  # products on the way to a logit: queries, output, gate and down in each of two layers, and the head
+
+
+def relative(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+@pytest.mark.parametrize("case", QUANTISED, ids=str)
+def test_products_in_8_bits_are_as_close_to_the_reference_as_rounding_lets_them(case: Case) -> None:
+    """The largest of n normal numbers is about √(2 ln n), a step 1/127 of it, and its error a step / √12.
+
+    That is what each product adds, relative to its length. The bound lets the errors of all products in a row line up.
+    """
+    got = case.kept(logits(model(case.file, precise=False), case.case["ids"], 512, "f16"))
+    one = math.sqrt(2 * math.log(UNIT[case.file.name])) / 127 / math.sqrt(12)
+    assert ATOL < np.abs(got - case.logits).max() <= WORST[case.file.name]
+    assert relative(got, case.logits) <= IN_A_ROW * one
+
+
+@pytest.mark.parametrize("case", QUANTISED, ids=str)
+def test_products_in_8_bits_are_products_of_rounded_activations_and_nothing_else_is_lost(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding activations in numpy and multiplying in float32 gives the same logits.
+
+    Not to the last bit: a code on the edge of two may fall to the other side. One that does is 1 / 127 of the largest
+    of 256 activations; a hundredth of the result leaves room for a few, a third of what rounding all of them costs.
+    """
+    got = logits(model(case.file, precise=False), case.case["ids"], 512)
+    exact = cpu._plain_product
+
+    def product(x: np.ndarray, weight: cpu.CpuMatrix) -> np.ndarray:
+        return exact(rounded(x, LAYOUTS[weight.format.name].unit), weight)
+
+    monkeypatch.setattr(cpu, "_plain_product", product)
+    wanted = logits(model(case.file), case.case["ids"], 512)
+    assert relative(got, wanted) <= 0.01
+
+
+@pytest.mark.parametrize("case", QUANTISED, ids=str)
+def test_logits_in_8_bits_are_the_same_in_chunks_of_any_size(case: Case) -> None:
+    loaded, tokens = model(case.file, precise=False), case.case["ids"]
+    at_once = logits(loaded, tokens, 512, "f16")
+    for chunk in (1, 7, 16):
+        np.testing.assert_array_equal(logits(loaded, tokens, chunk, "f16"), at_once)
+
+
+@pytest.mark.parametrize("case", QUANTISED, ids=str)
+def test_greedy_choices_in_8_bits_are_the_reference_s_where_it_is_sure(case: Case) -> None:
+    """Along the reference's own continuation: a choice by more than twice the largest error has to be the same."""
+    prompt, greedy = case.case["ids"], case.case["greedy"]
+    tokens, rows = prompt + greedy, slice(len(prompt) - 1, -1)
+    exact = logits(model(case.file), tokens, 512)[rows]
+    got = logits(model(case.file, precise=False), tokens, 1, "f16")[rows]
+    second, first = np.sort(exact, axis=1)[:, -2:].T
+    sure = first - second > 2 * WORST[case.file.name]
+    assert sure.sum() >= 2
+    assert got.argmax(axis=1)[sure].tolist() == np.array(greedy)[sure].tolist()

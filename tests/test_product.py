@@ -12,7 +12,7 @@ from puna.core.tensor.decode import decode_tensor
 from puna.core.tensor.layouts import LAYOUTS
 from puna.core.tensor.product import WIDTH, product, quantise
 
-from .packed import columns_of, packed, random_blocks, unpacked
+from .packed import columns_of, packed, quantised_twin, random_blocks, unpacked
 
 FORMATS = sorted(LAYOUTS)
 ROUNDING = 2.0**-24  # of one float32 operation, relative
@@ -69,15 +69,6 @@ def assert_exact(found, x, weight, wide):
 
 
 # ---- activations in 8 bits -----------------------------------------------------------------------------------------
-
-
-def quantised_twin(x, unit):
-    """Return codes [T, D] and steps [T, D / unit] as numpy computes them in float32."""
-    blocks = x.reshape(len(x), -1, unit)
-    largest = np.abs(blocks).max(2)
-    inverse = np.divide(np.float32(127), largest, where=largest > 0, out=np.zeros_like(largest))
-    codes = np.rint(blocks * inverse[:, :, None]).astype(np.int8)
-    return codes.reshape(x.shape), largest * np.float32(1 / 127)
 
 
 @kernels

@@ -1,0 +1,143 @@
+"""Vector code on other processors: what older ones compute here, and what is emitted for those that are not here."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+from llvmlite import ir
+from numba.core import config
+
+from puna.core.tensor import attend, linear
+from puna.core.tensor.blocks import by_name
+from puna.core.tensor.cpu import CpuSeen, CpuSpan
+from puna.core.tensor.simd import BYTE, CODES, INTS, Emitter, features
+
+from .packed import packed, random_blocks
+
+ROOT = Path(__file__).parents[1]
+OLDER = {  # processors that numba can compile for on any x86-64, by LLVM's names, with a format to multiply in each
+    "haswell": ("+sse4.2,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt", "IQ4_NL"),
+    "x86-64": ("+sse2", "Q5_K"),
+}
+
+
+# ---- older processors, on this one ---------------------------------------------------------------------------------
+
+
+def computed(name: str) -> dict[str, np.ndarray]:
+    """Return a product of this format, and attention over a float16 cache, on this process's processor."""
+    rng, form = np.random.default_rng(0), by_name(name)
+    weight = packed(form, random_blocks(rng, form, 40, 512))
+    keys, values = (rng.standard_normal(shape).astype(np.float16) for shape in ((3, 2, 24, 16), (48, 2, 32)))
+    span = CpuSpan(0, 9, 30, keys.view(np.uint16), values.view(np.uint16), 20)
+    return {
+        "product": linear(rng.standard_normal((11, 512), np.float32), weight),
+        "attention": attend(rng.standard_normal((9, 6, 24), np.float32), CpuSeen((span,), 20), scale=0.2),
+    }
+
+
+ELSEWHERE = """
+import sys
+import numpy as np
+from puna.core.tensor.simd import features
+from tests.test_simd import computed
+assert "avx512f" not in features()
+np.savez(sys.argv[2], **computed(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="older processors of another kind")
+@pytest.mark.parametrize("name", OLDER)
+def test_an_older_processor_computes_the_same(name, tmp_path):
+    """Kernels compiled for it are cached beside the others, by its name."""
+    wanted, form = OLDER[name]
+    env = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": wanted}
+    result = tmp_path / "result.npz"
+    subprocess.run([sys.executable, "-c", ELSEWHERE, form, str(result)], cwd=ROOT, env=env, check=True, timeout=300)
+    here = computed(form)
+    with np.load(result) as found:
+        np.testing.assert_array_equal(found["product"], here["product"])
+        np.testing.assert_allclose(found["attention"], here["attention"], rtol=1e-5, atol=1e-6)
+
+
+# ---- what is emitted for others ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiled_for(monkeypatch):
+    """Return a function that compiles one use of an emitter for a processor, to assembly."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+
+    def compile_for(triple: str, wanted: str, emit) -> str:
+        monkeypatch.setattr(config, "CPU_NAME", "generic")
+        monkeypatch.setattr(config, "CPU_FEATURES", wanted)
+        features.cache_clear()
+        module = ir.Module()
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [BYTE.as_pointer()] * 3), "f")
+        builder = ir.IRBuilder(function.append_basic_block())
+        emit(Emitter(builder), *function.args)
+        builder.ret_void()
+        machine = llvm.Target.from_triple(triple).create_target_machine(features=wanted, opt=2)
+        parsed = llvm.parse_assembly(str(module))
+        parsed.verify()
+        return str(machine.emit_assembly(parsed))
+
+    yield compile_for
+    features.cache_clear()
+
+
+def one_dot(e, sums, unsigned, signed):
+    e.store(e.dot4(e.load(INTS, sums), e.load(CODES, unsigned), e.load(CODES, signed)), sums)
+
+
+def one_lookup(e, out, indices, _):
+    e.store(e.lookup(range(16), e.load(CODES, indices)), out)
+
+
+ARM, INTEL = "aarch64-unknown-linux-gnu", "x86_64-unknown-linux-gnu"
+
+
+@pytest.mark.parametrize(
+    ("triple", "wanted", "instruction", "count"),
+    [
+        (INTEL, "+avx512f,+avx512bw,+avx512vnni", "vpdpbusd", 1),
+        (INTEL, "+avx2,+avxvnni", "vpdpbusd", 2),
+        (INTEL, "+avx2", "vpmaddwd", 4),
+        (INTEL, "+sse2", "pmaddwd", 8),
+        (ARM, "+neon,+dotprod,+i8mm", "usdot", 4),
+        (ARM, "+neon,+dotprod", "smull", 16),
+        (ARM, "+neon", "smull", 16),
+    ],
+)
+def test_a_dot_product_becomes_the_instructions_that_a_processor_has(compiled_for, triple, wanted, instruction, count):
+    assembly = compiled_for(triple, wanted, one_dot)
+    assert assembly.count(instruction) == count, assembly
+
+
+def test_a_lookup_is_one_permutation_where_there_is_one(compiled_for):
+    assert compiled_for(INTEL, "+avx512f,+avx512bw", one_lookup).count("vpshufb") == 1
+
+
+@pytest.mark.parametrize(("triple", "wanted"), [(INTEL, "+sse2"), (INTEL, "+avx2"), (ARM, "+neon")])
+def test_a_lookup_compiles_for_processors_without_one(compiled_for, triple, wanted):
+    assert "ret" in compiled_for(triple, wanted, one_lookup)
+
+
+def test_features_are_those_of_the_processor_that_numba_compiles_for(monkeypatch):
+    monkeypatch.setattr(config, "CPU_NAME", "haswell")
+    monkeypatch.setattr(config, "CPU_FEATURES", "+avx2,-avx512f,+fma")
+    features.cache_clear()
+    try:
+        assert features() == {"avx2", "fma"}
+        monkeypatch.setattr(config, "CPU_NAME", None)
+        monkeypatch.setattr(config, "CPU_FEATURES", None)
+        features.cache_clear()
+        assert features() == {feature for feature, on in llvm.get_host_cpu_features().items() if on}
+    finally:
+        features.cache_clear()
