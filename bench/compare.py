@@ -25,6 +25,7 @@ import puna
 from puna.core.tensor.threads import default_threads
 
 from .ceilings import Ceilings
+from .options import some_of
 from .plot import draw
 from .report import OURS, THEIRS, Comparison, Report, giga, make_line, table
 from .rows import GROUPS, Group, rows_of
@@ -92,22 +93,13 @@ def show(report: Report) -> None:
         console.print(table(comparison))
 
 
-def chosen(names: str) -> list[Group]:
-    """Return the groups that a list such as "prefill,load" names, in the order of the table."""
-    wanted = names.split(",")
-    unknown = [name for name in wanted if name not in GROUPS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: expected some of {','.join(GROUPS)}")
-    return [group for group in GROUPS if group in wanted]
-
-
 def read_arguments() -> Any:
     """Return the command line, checked."""
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--model", type=Path, action="append", required=True, help="a GGUF file; may be given repeatedly"
     )
-    parser.add_argument("--only", type=chosen, default=list(GROUPS), help=f"some of {','.join(GROUPS)}")
+    parser.add_argument("--only", type=some_of(GROUPS), default=list(GROUPS), help=f"some of {','.join(GROUPS)}")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="OUT.json", help="write every number")

@@ -31,13 +31,15 @@ from puna.core.tensor.product import multiply_packed, quantise
 from puna.core.tensor.threads import default_threads, use_threads
 
 from .ceilings import Ceilings, measure_ceilings
+from .options import some_of
 from .random_weights import SCALES, random_weights
 from .report import giga, readable
 from .timing import Times, times
 
 Floats = npt.NDArray[np.float32]
 
-FORMATS = ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+KINDS = ("products", "attention", "activations")
+FORMATS = ["Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]  # those measured unless others are asked for
 KNOWN = ("F16", "BF16", *(kind.name for kind in SCALES))
 FEW, MANY = (1, 2, 4, 8), (16, 128, 512)  # tokens of a product
 ROWS, COLUMNS = 8192, 2048  # of a matrix
@@ -49,8 +51,6 @@ WIDTH = 140  # characters of a table that goes to a file
 
 
 # --- products -------------------------------------------------------------------------------------------------------
-
-Product = Callable[[npt.NDArray[np.uint8] | npt.NDArray[np.void]], object]
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class Weights:
         """Bytes of one copy in a file."""
         return ROWS * by_name(self.format).row_bytes(COLUMNS)
 
-    def product(self, x: Floats) -> Product:
+    def product(self, x: Floats) -> Callable[[Any], object]:
         """Return what multiplies x, quantised beforehand, with a copy."""
         if self.format in LAYOUTS:
             quantised = quantise(x, LAYOUTS[self.format].unit)
-            return lambda data: multiply_packed(quantised, data, ROWS)  # type: ignore[arg-type]
+            return lambda data: multiply_packed(quantised, data, ROWS)
         form = by_name(self.format)
-        return lambda data: linear(x, CpuMatrix(form, data, (ROWS, COLUMNS)))  # type: ignore[arg-type]
+        return lambda data: linear(x, CpuMatrix(form, data, (ROWS, COLUMNS)))
 
 
 def make_weights(name: str) -> Weights:
@@ -170,7 +170,7 @@ def attention_times(context: int, T: int, layers: int) -> Times:
 
 def activations() -> Table:
     """Return the speed of what is done to activations between products."""
-    shown = new_table("between products", ["T", "µs", "GB/s"])
+    shown = new_table("activations, between products", ["T", "µs", "GB/s"])
     for T in (1, 512):
         x, up = random_floats(T, COLUMNS), random_floats(T, ROWS)
         gate = np.zeros_like(up)  # which remain zeros: other numbers would shrink from call to call
@@ -216,20 +216,17 @@ def new_table(title: str, columns: list[str]) -> Table:
 def main() -> None:
     """Measure and print the tables that the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__.splitlines()[0])
-    parser.add_argument("--formats", default=",".join(FORMATS), help=f"some of {','.join(KNOWN)}")
-    parser.add_argument("--only", default="products,attention,activations", help="some of what is there by default")
+    parser.add_argument("--only", type=some_of(KINDS), default=list(KINDS), help=f"some of {','.join(KINDS)}")
+    parser.add_argument("--formats", type=some_of(KNOWN), default=FORMATS, help=f"some of {','.join(KNOWN)}")
     parser.add_argument("--threads", type=int, default=default_threads())
     given = parser.parse_args()
-    names = given.formats.split(",")
-    if unknown := set(names) - set(KNOWN):
-        parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(KNOWN)}")
     ceilings = measure_ceilings(given.threads)
     use_threads(given.threads)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     reads, multiplies = giga(ceilings.bytes_per_s, "bytes"), giga(ceilings.operations_per_s, "operations")
     console.print(f"{given.threads} threads: median / best, share of the limit. The machine: {reads}, {multiplies}.")
     if "products" in given.only:
-        for shown in products(names, ceilings):
+        for shown in products(given.formats, ceilings):
             console.print(shown)
     if "attention" in given.only:
         console.print(attention(ceilings))

@@ -77,10 +77,10 @@ def test_the_plot_has_a_bar_for_each_row_that_passes_the_line_where_puna_is_bett
 
 
 def test_groups_are_chosen_by_name_and_keep_the_order_of_the_table(bench):
-    chosen = bench("compare").chosen
-    assert chosen("load,prefill") == ["prefill", "load"]
+    read = bench("options").some_of(bench("rows").GROUPS)
+    assert read("load,prefill") == ["prefill", "load"]
     with pytest.raises(ArgumentTypeError, match="speed: expected some of prefill,decode"):
-        chosen("load,speed")
+        read("load,speed")
 
 
 @pytest.mark.parametrize("group", ["decode", "streams", "load"])
@@ -88,6 +88,23 @@ def test_punas_side_of_the_comparison_gives_a_number_for_each_row(bench, tiny, g
     numbers = bench("compare").run_worker("puna", tiny, threads=1, group=group, run=0)
     assert list(numbers) == [row.name for row in bench("rows").rows_of(group)]
     assert all(number > 0 for number in numbers.values())
+
+
+def test_every_kernel_is_measured(bench, monkeypatch):
+    kernels = bench("kernels")
+    small = {"ROWS": 64, "COLUMNS": 256, "HEADS": 4, "KV_HEADS": 2, "RING_BYTES": 1 << 15, "SECONDS": 0.0}
+    for name, value in small.items():
+        monkeypatch.setattr(kernels, name, value)
+    ceilings = bench("ceilings").Ceilings(20e9, 1000e9)
+    packing, few, many = kernels.products(["F16", "Q4_K"], ceilings)
+    assert [list(table.columns[0].cells) for table in (packing, few, many)] == [
+        ["Q4_K"],
+        ["F16", "Q4_K"],
+        ["F16", "Q4_K"],
+    ]
+    assert list(packing.columns[1].cells) == ["1.028"]  # of the file's bytes: 6-bit scales become bytes
+    assert kernels.attention(ceilings).row_count == 3
+    assert kernels.activations().row_count == 10
 
 
 @pytest.mark.parametrize("threads", [1, 2])
