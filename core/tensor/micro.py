@@ -131,8 +131,8 @@ def multiply(
 
     x: int8 [subs, STEPS, width, 4] from x_at. sums, totals: int32 and float32 [subs, 3, width] from sums_at, the sums
     of x over the first half of the columns, the second and both. steps: float32 from steps_at, [subs, width] where
-    units have 32 columns, [width] where they have 256: then `inner`, zeros as large as out's part, collects the unit and
-    is zero again afterwards. out: float32 [width, PAIR, 16] from out_at.
+    units have 32 columns, [width] where they have 256: then `inner`, zeros as large as out's part, collects the unit
+    and is zero again afterwards. out: float32 [width, PAIR, 16] from out_at.
     """
     layout, columns = layout_of(data), width.literal_value
     whole = layout.unit > SUB
