@@ -20,6 +20,7 @@ from .simd import BYTE, BYTES, CODES, FLOAT, FLOATS, INT, INTS, LANES, Emitter, 
 
 PAIR = 2  # groups that are multiplied together
 VECTOR = 4 * GROUP  # bytes of sixteen float32
+AHEAD = 6144  # bytes of weights that are asked for before they are unpacked: the time memory takes to answer
 
 
 @intrinsic
@@ -43,6 +44,8 @@ def unpack(
         source = e.address(context, signature.args[0], data_, record, layout.places["end"])
         scale_at = builder.add(builder.mul(sub_, ir.Constant(sub_.type, SUB // layout.sub * PAIR)), lane_)
         target = e.move(e.address(context, signature.args[5], codes_, lane_, BYTES), sub_, STEPS * PAIR * BYTES)
+        for offset in range(0, layout.places["end"], BYTES):
+            e.prefetch(source, AHEAD // layout.places["end"] * layout.places["end"] + offset)
         for sub in range(layout.unit // SUB):
             for step in range(STEPS):
                 e.store(_code(e, layout, source, sub, step), target, (sub * STEPS + step) * PAIR * BYTES)

@@ -64,6 +64,16 @@ class Emitter:
         """Write a value at any alignment."""
         self.builder.store(value, self._place(pointer, offset, value.type), align=1)
 
+    def prefetch(self, pointer: Any, offset: int) -> None:
+        """Ask for a cache line that will be read soon. Any address is allowed."""
+        place = self.builder.gep(pointer, [LONG(offset)])
+        module, void = self.builder.module, ir.VoidType()
+        function = module.globals.get("llvm.prefetch.p0")
+        if function is None:
+            kind = ir.FunctionType(void, [place.type, INT, INT, INT])
+            function = ir.Function(module, kind, "llvm.prefetch.p0")
+        self.builder.call(function, [place, INT(0), INT(3), INT(1)])  # to read, into every cache, data
+
     def splat(self, scalar: Any, lanes: int = LANES) -> Any:
         """Return a vector with scalar in every lane."""
         nothing = ir.Constant(vector(scalar.type, lanes), ir.Undefined)
