@@ -123,20 +123,6 @@ def from_bits_x16(typing: Any, pattern: Any) -> Any:
 
 
 @_intrinsic
-def widen(typing: Any, value: Any) -> Any:
-    """Return one number as float32: a float32 as it is, a uint16 as the float16 with these bits."""
-    if value == types.float32:
-        return types.float32(value), lambda context, builder, signature, args: args[0]
-    if value != types.uint16:
-        raise errors.TypingError(f"expected float32, or the bits of a float16 as uint16, got {value}")
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fpext(builder.bitcast(args[0], _HALF), _FLOAT)
-
-    return types.float32(value), emit
-
-
-@_intrinsic
 def bits(typing: Any, word: Any, first: Any) -> Any:
     """Return Codes of 0 or 1: lane i is bit first + i of a uint32 word. first: 0 or 16."""
 

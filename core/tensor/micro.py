@@ -1,6 +1,6 @@
 """Micro-kernels of products with packed weights, written as emitted vector code.
 
-`unpack` turns one record of sixteen rows into bytes that `dot4` takes, once; `multiply` uses them for up to eight
+`unpack` turns one record of sixteen rows into bytes that `dot4` takes, once; `multiply` uses them for up to six
 columns of activations. Both work on a pair of groups: two weight vectors share each broadcast of activations, which is
 what keeps the dot unit busier than the load ports.
 """

@@ -1,6 +1,6 @@
 """Products of packed weights with activations in 8 bits.
 
-Activations are quantised once and laid out for the micro-kernels: tiles of up to eight columns, in a tile the four
+Activations are quantised once and laid out for the micro-kernels: tiles of up to six columns, in a tile the four
 bytes of one step beside those of the other columns. A step size covers as many columns as the weights' unit: 32, or
 256, as the formats' partners in ggml do (Q8_0, Q8_K).
 """
