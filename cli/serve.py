@@ -60,8 +60,6 @@ def _tidy(store: Store, *, prune: bool) -> None:
 def _compile() -> None:
     """Make the kernels ready, with a progress line the first time on this machine."""
     if is_cold():
-        if not sys.stderr.isatty():  # a log shows no progress line, and half a minute of silence looks like a hang
-            log.info("%s: half a minute or more", _COMPILING)
         with Progress() as progress:
             warm_up(lambda name, done, total: progress.tally(_COMPILING, done, total))
     else:
