@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from puna.core.errors import BadModel
 from puna.core.tensor import attend
-from puna.core.tensor.cpu import CpuSeen, CpuSpan
+from puna.core.tensor.cpu_attention import CpuSeen, CpuSpan
 from puna.core.tensor.jit import kernel
 from puna.core.tensor.simd import FLOATS, Emitter, exp
 

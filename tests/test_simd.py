@@ -14,7 +14,7 @@ from numba.core import config
 
 from puna.core.tensor import attend, linear
 from puna.core.tensor.blocks import by_name
-from puna.core.tensor.cpu import CpuSeen, CpuSpan
+from puna.core.tensor.cpu_attention import CpuSeen, CpuSpan
 from puna.core.tensor.simd import BYTE, CODES, INTS, Emitter, features
 
 from .packed import packed, random_blocks

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..plugin import CacheLayer, LayerCache, Window
 from ..tensor.attention import store_keys
-from ..tensor.cpu import CpuSeen, CpuSpan
+from ..tensor.cpu_attention import CpuSeen, CpuSpan
 from ..tensor.simd import LANES
 
 Floats = npt.NDArray[np.float32]
