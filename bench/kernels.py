@@ -22,11 +22,11 @@ from rich.table import Table
 from puna.core.memory.cache import Rows, SequenceCache, StepView
 from puna.core.plugin import CacheLayer, Causal
 from puna.core.tensor import attend, linear, rms_norm, rope, rope_table, rotations
-from puna.core.tensor.activations import gate_in_place
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import CpuMatrix
 from puna.core.tensor.layouts import LAYOUTS
 from puna.core.tensor.packing import pack
+from puna.core.tensor.pointwise import activate_in_place
 from puna.core.tensor.product import multiply_packed, quantise
 from puna.core.tensor.threads import default_threads, use_threads
 
@@ -179,7 +179,7 @@ def activations() -> Table:
         jobs: dict[str, tuple[Callable[[], object], int]] = {  # and the bytes of activations read and written
             "quantise by 32": (partial(quantise, x, 32), x.nbytes),
             "quantise by 256": (partial(quantise, x, 256), x.nbytes),
-            "gate": (partial(gate_in_place, gate.reshape(-1), up.reshape(-1)), 3 * up.nbytes),
+            "gate": (partial(activate_in_place, gate, "silu", up), 3 * up.nbytes),
             "norm": (partial(rms_norm, x, weight, 1e-5), 2 * x.nbytes),
             "rope": (partial(rope, heads, turn), 2 * x.nbytes),
         }

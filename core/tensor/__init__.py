@@ -1,6 +1,23 @@
 """What a plugin computes with: operations that dispatch on the kind of array, and rotary tables."""
 
-from .ops import Array, Matrix, Rotation, attend, embed, gated_mlp, linear, project, rms_norm, rope, rotations
+from .ops import (
+    Activation,
+    Array,
+    Matrix,
+    Rotation,
+    activate,
+    attend,
+    conv_patches,
+    embed,
+    gated_mlp,
+    layer_norm,
+    linear,
+    mlp,
+    project,
+    rms_norm,
+    rope,
+    rotations,
+)
 from .rope import (
     Pairing,
     RopeTable,
@@ -12,16 +29,21 @@ from .rope import (
 )
 
 __all__ = [
+    "Activation",
     "Array",
     "Matrix",
     "Pairing",
     "RopeTable",
     "Rotation",
     "Scaling",
+    "activate",
     "attend",
+    "conv_patches",
     "embed",
     "gated_mlp",
+    "layer_norm",
     "linear",
+    "mlp",
     "project",
     "rms_norm",
     "rope",

@@ -1,46 +1,11 @@
-"""What happens to activations between products: norms, rotations and gates."""
+"""What happens to activations between products: norms and rotations."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import prange, types
-from numba.extending import intrinsic
+from numba import prange
 
 from .jit import FAST, kernel
-from .simd import FLOATS, LANES, Emitter, exp
-
-PIECE = 4096  # numbers a thread takes at once
-
-
-@intrinsic
-def silu_product(typing: Any, gate: Any, up: Any, at: Any) -> Any:
-    """gate[at : at + 16] = silu(gate) * up, with silu(x) = x / (1 + exp(-x))."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(builder)
-        place = e.address(context, signature.args[0], args[0], args[2], 4)
-        x = e.load(FLOATS, place)
-        u = e.load(FLOATS, e.address(context, signature.args[1], args[1], args[2], 4))
-        decay = exp(e, builder.fneg(x))
-        e.store(builder.fdiv(builder.fmul(x, u), builder.fadd(decay, ir.Constant(FLOATS, [1.0] * LANES))), place)
-        return context.get_dummy_value()
-
-    return types.void(gate, up, types.intp), emit
-
-
-@kernel(parallel=True)
-def gate_in_place(gate, up):
-    """gate = silu(gate) * up, element by element. Both: float32, flat."""
-    for piece in prange((gate.size + PIECE - 1) // PIECE):
-        start, stop = piece * PIECE, min(gate.size, piece * PIECE + PIECE)
-        whole = start + (stop - start) // LANES * LANES
-        for at in range(start, whole, LANES):
-            silu_product(gate, up, at)
-        for at in range(whole, stop):
-            gate[at] = gate[at] / (np.float32(1) + np.exp(-gate[at])) * up[at]
 
 
 @kernel(fastmath=FAST)
@@ -66,6 +31,35 @@ def norm_rows(x, weight, eps, out):
     """`norm_row` for each row of x, [R, D]."""
     for row in prange(x.shape[0]):
         norm_row(x[row], weight, eps, out[row])
+
+
+@kernel(fastmath=FAST)
+def layer_norm_row(x, weight, bias, eps, out):
+    """out = weight * (x - mean(x)) / sqrt(variance(x) + eps) + bias for one row. Sums in float32, the mean's first."""
+    total = np.float32(0)
+    for i in range(x.size):
+        total += x[i]
+    mean = total / np.float32(x.size)
+    square = np.float32(0)
+    for i in range(x.size):
+        square += (x[i] - mean) * (x[i] - mean)
+    scale = np.float32(1) / np.sqrt(square / np.float32(x.size) + eps)
+    for i in range(x.size):
+        out[i] = (x[i] - mean) * scale * weight[i] + bias[i]
+
+
+@kernel
+def layer_norm_few_rows(x, weight, bias, eps, out):
+    """`layer_norm_row` for each row of x, [R, D], on this thread."""
+    for row in range(x.shape[0]):
+        layer_norm_row(x[row], weight, bias, eps, out[row])
+
+
+@kernel(parallel=True)
+def layer_norm_rows(x, weight, bias, eps, out):
+    """`layer_norm_row` for each row of x, [R, D]."""
+    for row in prange(x.shape[0]):
+        layer_norm_row(x[row], weight, bias, eps, out[row])
 
 
 @kernel(fastmath=FAST)

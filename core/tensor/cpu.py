@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadModel
-from . import cpu_attention, ops  # noqa: F401 - attention registers itself
-from .activations import gate_in_place, norm_few_rows, norm_rows, rotate, rotate_few
+from . import cpu_attention, cpu_vision, ops  # noqa: F401 - attention and what encoders use register themselves
+from .activations import norm_few_rows, norm_rows, rotate, rotate_few
 from .blocks import BlockFormat, by_name
 from .decode import KINDS, decode_tensor
 from .kernels import few_rows_product, gather_rows, widen_rows
 from .layouts import LAYOUTS, Layout
 from .packing import pack
+from .pointwise import LITTLE, activate_in_place
 from .product import Quantised, multiply_packed, quantise
 from .rope import RopeTable
 from .source import TensorInfo, WeightSource
@@ -22,7 +23,6 @@ from .source import TensorInfo, WeightSource
 Floats = npt.NDArray[np.float32]
 
 FEW = 8  # columns up to which decoding each weight row once beats widening a tile for the matrix library
-LITTLE = 1 << 15  # numbers that one thread is done with before others have woken up
 TILE_ROWS = 1024  # weight rows widened for one call of the matrix library: 8 MB at 2,048 columns stays near the cache
 
 
@@ -160,13 +160,21 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
 
 
 @ops.gated_mlp.register(np.ndarray)
-def gated_mlp(x: Floats, gate: AnyMatrix, up: AnyMatrix, down: AnyMatrix) -> Floats:
-    """Return down(silu(gate(x)) · up(x))."""
+def gated_mlp(
+    x: Floats,
+    gate: AnyMatrix,
+    up: AnyMatrix,
+    down: AnyMatrix,
+    *,
+    activation: ops.Activation = "silu",
+    biases: tuple[Floats | None, Floats | None, Floats | None] = (None, None, None),
+) -> Floats:
+    """Return down(activation(gate(x)) · up(x))."""
     inner: Floats
     wide: Floats
-    inner, wide = project(x, (gate, None), (up, None))
-    gate_in_place(inner.reshape(-1), wide.reshape(-1))
-    y: Floats = linear(inner, down)
+    inner, wide = project(x, (gate, biases[0]), (up, biases[1]))
+    activate_in_place(inner, activation, times=wide)
+    y: Floats = linear(inner, down, biases[2])
     return y
 
 

@@ -11,12 +11,14 @@ are float32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar
 
 from .rope import RopeTable
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "gelu_quick"]  # gelu: with erf; gelu_quick: x · sigmoid(1.702 x)
 
 
 class Array(Protocol):
@@ -102,8 +104,54 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 
 @Operation
-def gated_mlp(x: Array, gate: Matrix, up: Matrix, down: Matrix) -> Array:
-    """Return down(silu(gate(x)) · up(x)). x: [T, D]. Source: GLU Variants Improve Transformer, arXiv:2002.05202."""
+def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
+    """Return weight · (x - mean(x)) / sqrt(variance(x) + eps) + bias over the last dimension.
+
+    Source: Layer Normalization, arXiv:1607.06450, section 3; the variance is that of all D numbers, not of D - 1.
+    """
+
+
+@Operation
+def activate(x: Array, activation: Activation) -> Array:
+    """Return the activation of each number of x. Source: Gaussian Error Linear Units, arXiv:1606.08415, section 2."""
+
+
+@Operation
+def mlp(
+    x: Array,
+    up: Matrix,
+    down: Matrix,
+    *,
+    activation: Activation,
+    biases: tuple[Array | None, Array | None] = (None, None),
+) -> Array:
+    """Return down(activation(up(x))). x: [T, D]; biases: of up and of down."""
+
+
+@Operation
+def gated_mlp(
+    x: Array,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+    *,
+    activation: Activation = "silu",
+    biases: tuple[Array | None, Array | None, Array | None] = (None, None, None),
+) -> Array:
+    """Return down(activation(gate(x)) · up(x)). x: [T, D]; biases: of gate, up and down.
+
+    Source: GLU Variants Improve Transformer, arXiv:2002.05202.
+    """
+
+
+@Operation
+def conv_patches(pixels: Array, weight: Array, bias: Array | None = None) -> Array:
+    """Return a convolution whose stride is the size of its kernel: one row of D numbers for each patch of an image.
+
+    pixels: [N, C, height, width]; weight: [D, C, patch height, patch width]; bias: [D]; result: [N, P, D], patches row
+    by row. With frames before the height in both shapes, a patch spans several frames too. Raises BadModel if patches
+    do not fill the image.
+    """
 
 
 @Operation

@@ -193,3 +193,34 @@ def exp(e: Emitter, x: Any) -> Any:
     shifted = b.shl(b.fptosi(n, INTS), ir.Constant(INTS, [23] * LANES))
     scaled = b.bitcast(b.add(b.bitcast(total, INTS), shifted), FLOATS)
     return b.select(low, constant(0.0), scaled)
+
+
+def erf(e: Emitter, x: Any) -> Any:
+    """Return erf of sixteen float32: off by less than 1e-7, by 2 units in the last place below 1; NaN of NaN.
+
+    Below 1 the Maclaurin series to x^19 (DLMF 7.6.1). Beyond, 1 - exp(-p(|x|)), where p is a polynomial that was fitted
+    to -ln erfc on [1, 4] for the least absolute error of erfc, 1e-9; from 4 on erf is 1 in float32.
+    """
+    b = e.builder
+
+    def constant(value: float) -> Any:
+        return ir.Constant(FLOATS, [value] * LANES)
+
+    square = b.fmul(x, x)
+    series = constant(_ERF_SERIES[-1])
+    for factor in _ERF_SERIES[-2::-1]:
+        series = e.fma(series, square, constant(factor))
+    near = e.fma(series, x, x)
+    size = e.call("llvm.fabs.v16f32", FLOATS, x)
+    capped = b.select(b.fcmp_ordered(">", size, constant(4.0)), constant(4.0), size)
+    power = constant(_ERFC_POWER[-1])
+    for factor in _ERFC_POWER[-2::-1]:
+        power = e.fma(power, capped, constant(factor))
+    far = b.fsub(constant(1.0), exp(e, b.fneg(power)))
+    return b.select(b.fcmp_ordered("<", size, constant(1.0)), near, e.call("llvm.copysign.v16f32", FLOATS, far, x))
+
+
+_ERF_SERIES = [  # of erf(x) / x - 1, in x^2
+    2 / math.sqrt(math.pi) * (-1) ** n / (math.factorial(n) * (2 * n + 1)) - (n == 0) for n in range(10)
+]
+_ERFC_POWER = (3.5371851e-4, 1.12704, 0.63822567, 0.10303737, -0.021805321, 2.9396081e-3, -1.8557409e-4)  # in |x|

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from .activations import gate_in_place, norm_few_rows, norm_rows, rotate, rotate_few
+from .activations import layer_norm_few_rows, layer_norm_rows, norm_few_rows, norm_rows, rotate, rotate_few
 from .attention import attend_rows, store_keys
 from .blocks import by_name
 from .jit import cache_folder
 from .kernels import few_rows_product, gather_rows, widen_rows
 from .layouts import LAYOUTS
 from .packing import pack
+from .pointwise import SILU, activate_few, activate_many
 from .product import multiply_packed, quantise
 
 USUAL = ("Q4_K", "Q6_K", "Q8_0")  # formats that most files are made of
@@ -69,8 +70,11 @@ def _attention(element: Any) -> None:
 
 def _activations() -> None:
     line, three = np.zeros((1, 16), np.float32), np.zeros((1, 1, 16), np.float32)
-    gate_in_place(line[0], line[0])
+    for activate in (activate_few, activate_many):
+        activate(SILU, line[0], line[0])
     for norm in (norm_few_rows, norm_rows):
         norm(line, line[0], np.float32(1), line)
+    for norm in (layer_norm_few_rows, layer_norm_rows):
+        norm(line, line[0], line[0], np.float32(1), line)
     for turn in (rotate_few, rotate):
         turn(three, line[:, :8].copy(), line[:, :8].copy(), True, three)

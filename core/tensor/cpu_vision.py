@@ -1,0 +1,70 @@
+"""The operations of encoders on numpy arrays: norms with a mean, activations, plain MLPs, and patches of images."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import BadModel
+from . import ops
+from .activations import layer_norm_few_rows, layer_norm_rows
+from .pointwise import LITTLE, activate_in_place
+
+Floats = npt.NDArray[np.float32]
+
+
+@ops.layer_norm.register(np.ndarray)
+def layer_norm(x: Floats, weight: Floats, bias: Floats | None, eps: float) -> Floats:
+    """Return x with mean 0 and variance 1 over the last dimension, times weight, plus bias."""
+    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    out = np.empty_like(rows)
+    norm = layer_norm_few_rows if rows.size < LITTLE else layer_norm_rows
+    norm(rows, weight, np.zeros_like(weight) if bias is None else bias, np.float32(eps), out)
+    return out.reshape(x.shape)
+
+
+@ops.activate.register(np.ndarray)
+def activate(x: Floats, activation: ops.Activation) -> Floats:
+    """Return the activation of each number of x."""
+    out = np.array(x, np.float32, order="C")
+    activate_in_place(out, activation)
+    return out
+
+
+@ops.mlp.register(np.ndarray)
+def mlp(
+    x: Floats,
+    up: ops.Matrix,
+    down: ops.Matrix,
+    *,
+    activation: ops.Activation,
+    biases: tuple[Floats | None, Floats | None] = (None, None),
+) -> Floats:
+    """Return down(activation(up(x)))."""
+    inner: Floats = ops.linear(x, up, biases[0])  # type: ignore[assignment]
+    activate_in_place(inner, activation)
+    return ops.linear(inner, down, biases[1])  # type: ignore[return-value]
+
+
+@ops.conv_patches.register(np.ndarray)
+def conv_patches(pixels: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
+    """Return one row of D numbers for each patch, [N, P, D]: the patches side by side, times weight."""
+    patches = _unfold(pixels, weight.shape)
+    out: Floats = patches @ weight.reshape(len(weight), -1).T
+    if bias is not None:
+        out += bias
+    return out
+
+
+def _unfold(pixels: Floats, kernel: tuple[int, ...]) -> Floats:
+    """Return [N, C, *sizes] as [N, patches, numbers of a patch], in the order of a kernel [D, C, *patch sizes]."""
+    N, C, *sizes = pixels.shape
+    _, channels, *patch = kernel
+    if channels != C or len(patch) != len(sizes) or any(size % part for size, part in zip(sizes, patch, strict=True)):
+        raise BadModel(f"images {list(pixels.shape)} are not made of patches that weights {list(kernel)} take")
+    grid = [size // part for size, part in zip(sizes, patch, strict=True)]
+    cut = pixels.reshape(N, C, *(n for pair in zip(grid, patch, strict=True) for n in pair))
+    across, within = range(2, cut.ndim, 2), range(3, cut.ndim, 2)
+    return cut.transpose(0, *across, 1, *within).reshape(N, math.prod(grid), C * math.prod(patch))
