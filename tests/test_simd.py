@@ -12,7 +12,7 @@ import pytest
 from llvmlite import ir
 from numba.core import config
 
-from puna.core.tensor import attend, linear
+from puna.core.tensor import activate, attend, linear
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu_attention import CpuSeen, CpuSpan
 from puna.core.tensor.simd import BYTE, CODES, INTS, Emitter, features
@@ -30,12 +30,13 @@ OLDER = {  # processors that numba can compile for on any x86-64, by LLVM's name
 
 
 def computed(name: str) -> dict[str, np.ndarray]:
-    """Return a product of this format, and attention over a float16 cache, on this process's processor."""
+    """Return an activation, a product of this format and attention over a float16 cache, as this process does them."""
     rng, form = np.random.default_rng(0), by_name(name)
     weight = packed(form, random_blocks(rng, form, 40, 512))
     keys, values = (rng.standard_normal(shape).astype(np.float16) for shape in ((3, 2, 24, 16), (48, 2, 32)))
     span = CpuSpan(0, 9, 30, keys.view(np.uint16), values.view(np.uint16), 20)
     return {
+        "gelu": activate(rng.standard_normal(50, np.float32), "gelu"),
         "product": linear(rng.standard_normal((11, 512), np.float32), weight),
         "attention": attend(rng.standard_normal((9, 6, 24), np.float32), CpuSeen((span,), 20), scale=0.2),
     }
@@ -62,6 +63,7 @@ def test_an_older_processor_computes_the_same(name, tmp_path):
     here = computed(form)
     with np.load(result) as found:
         np.testing.assert_array_equal(found["product"], here["product"])
+        np.testing.assert_array_equal(found["gelu"], here["gelu"])
         np.testing.assert_allclose(found["attention"], here["attention"], rtol=1e-5, atol=1e-6)
 
 
