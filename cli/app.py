@@ -98,6 +98,20 @@ def serve() -> None:
     run_server(load_settings())
 
 
+@app.command(help_epilogue=_variables("PUNA_KERNEL_CACHE"))
+def warmup(*, all: bool = False) -> None:
+    """Compile the kernels for this processor, so that no server and no model has to wait for it.
+
+    Args:
+        all: for every block format, also the rare ones
+    """
+    from ..core.tensor.layouts import LAYOUTS
+    from ..core.tensor.warmup import jobs
+    from .warmup import compile_kernels
+
+    compile_kernels(jobs(LAYOUTS) if all else jobs())
+
+
 @app.command(help_epilogue=_CLIENT_VARIABLES)
 def create(
     model: str,

@@ -15,15 +15,14 @@ from ..api.server import serve
 from ..core.kernel import Kernel
 from ..core.scheduler.inline import TextParts
 from ..core.settings import Settings
-from ..core.tensor.warmup import is_cold, warm_up
+from ..core.tensor.warmup import jobs
 from ..store import Store
 from ..text.stops import StopStrings
 from ..text.tokenizers import open_tokenizer
-from .progress import Progress
+from .warmup import make_ready
 
 log = logging.getLogger("puna.serve")
 
-_COMPILING = "compiling kernels for this processor, once"
 _EXPOSED = """\
 WARNING: Puna listens on {host}, not only on this machine. It asks for no password: whoever reaches
 WARNING: port {port} can use, change and delete your models. PUNA_HOST=127.0.0.1 keeps it to yourself.
@@ -42,7 +41,7 @@ async def _serve(settings: Settings) -> None:
     shutdown = _on_signal()
     store = Store(settings.models)
     await asyncio.to_thread(_tidy, store, prune=not settings.noprune)
-    await asyncio.to_thread(_compile)
+    await asyncio.to_thread(make_ready, jobs())
     kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings))
     try:
         await serve(settings, store, kernel.models, started=lambda port: announce(settings, port), shutdown=shutdown)
@@ -55,15 +54,6 @@ def _tidy(store: Store, *, prune: bool) -> None:
     if prune:
         for name in store.prune():
             log.info("deleted %s, which no model uses", name)
-
-
-def _compile() -> None:
-    """Make the kernels ready, with a progress line the first time on this machine."""
-    if is_cold():
-        with Progress() as progress:
-            warm_up(lambda name, done, total: progress.tally(_COMPILING, done, total))
-    else:
-        warm_up()
 
 
 def _on_signal() -> anyio.Event:

@@ -91,6 +91,10 @@ def test_the_life_of_a_model(puna: Puna, folder: Path):
     assert names(puna("list")) == []
 
 
+def test_a_server_has_left_no_kernel_to_compile(puna: Puna):
+    assert re.fullmatch(r"all kernels are ready, in \S+\n", puna("warmup"))
+
+
 def test_a_port_in_use_is_a_clear_error(url: str, tmp_path: Path):
     host = url.removeprefix("http://")
     server = start_server(tmp_path, host)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -31,16 +30,24 @@ def cache_folder() -> Path:
     state = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         state.update(source.name.encode() + b"\0" + source.read_bytes())
-    for fact in (sys.version, version("numba"), version("llvmlite"), version("numpy")):
+    for fact in (sys.version, version("numba"), version("llvmlite"), version("numpy"), *_processor()):
         state.update(fact.encode() + b"\0")
-    state.update(llvm.get_host_cpu_name().encode() + llvm.get_host_cpu_features().flatten().encode())
     return Path(read_setting("kernel_cache")) / state.hexdigest()[:16]
+
+
+def _processor() -> tuple[str, str]:
+    """Return the name and the features of the processor to compile for: this one, unless numba is told another."""
+    name = config.CPU_NAME or llvm.get_host_cpu_name()  # type: ignore[attr-defined]
+    features = config.CPU_FEATURES  # type: ignore[attr-defined]
+    return name, llvm.get_host_cpu_features().flatten() if features is None else features
+
+
+KERNELS = cache_folder()  # of this process: the sources may change while it runs
 
 
 def _prepare() -> None:
     """Point numba at our cache folder and make TBB, which the wheel puts where the loader does not look, available."""
-    if not os.environ.get("NUMBA_CACHE_DIR"):
-        config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
+    config.CACHE_DIR = str(KERNELS)  # type: ignore[attr-defined]
     library = Path(sys.prefix) / "lib" / "libtbb.so.12"
     if library.exists():
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)

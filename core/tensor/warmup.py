@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,39 +13,55 @@ import numpy as np
 from .activations import layer_norm_few_rows, layer_norm_rows, norm_few_rows, norm_rows, rotate, rotate_few
 from .attention import attend_rows, store_keys
 from .blocks import by_name
-from .jit import cache_folder
+from .jit import KERNELS
 from .kernels import few_rows_product, gather_rows, widen_rows
 from .layouts import LAYOUTS
 from .packing import pack
 from .pointwise import SILU, activate_few, activate_many
 from .product import multiply_packed, quantise
 
-USUAL = ("Q4_K", "Q6_K", "Q8_0")  # formats that most files are made of
-
-Report = Callable[[str, int, int], None]  # name of the kernel, how many are done, how many there are
-
-
-def is_cold() -> bool:
-    """Whether this build's kernels were never compiled on this machine."""
-    return not any(cache_folder().rglob("*.nbi"))
+USUAL = ("Q4_K", "Q6_K", "Q8_0")  # block formats that most files are made of
+READY = KERNELS / "ready"  # has an empty file for each job that was done: a cache may have been left half full
 
 
-def warm_up(report: Report = lambda name, done, total: None) -> None:
-    """Make the usual kernels ready. Takes most of a minute on a cold machine, well under a second later.
+@dataclass(frozen=True)
+class Job:
+    """Kernels that are made ready together."""
 
-    Products with other block formats are compiled when the first model that has them is loaded.
+    name: str  # also a file's
+    run: Callable[[], object]
+
+
+Report = Callable[[int, int], None]  # how many jobs are done, how many there are
+
+
+def jobs(formats: Iterable[str] = USUAL) -> list[Job]:
+    """Return what makes the kernels ready that every model needs, and the products with weights of these formats.
+
+    Products with other formats are compiled when the first model that has them is loaded.
     """
-    jobs: list[tuple[str, Callable[[], None]]] = [
-        ("products as in the file", _plain),
-        *((f"products, {name}", partial(_packed, name)) for name in USUAL),
-        ("attention, f16", partial(_attention, np.uint16)),
-        ("attention, f32", partial(_attention, np.float32)),
-        ("norms, rotations, gates", _activations),
+    return [
+        Job("products", _plain),
+        *(Job(f"products-{name}", partial(_packed, name)) for name in formats),
+        Job("attention-f16", partial(_attention, np.uint16)),
+        Job("attention-f32", partial(_attention, np.float32)),
+        Job("activations", _activations),
     ]
-    for done, (name, job) in enumerate(jobs):
-        report(name, done, len(jobs))
-        job()
-    report("", len(jobs), len(jobs))
+
+
+def missing(wanted: Sequence[Job], ready: Path = READY) -> list[Job]:
+    """Return the jobs that were never finished on this machine for this build and processor."""
+    return [job for job in wanted if not (ready / job.name).exists()]
+
+
+def warm_up(wanted: Sequence[Job], ready: Path = READY, report: Report = lambda done, total: None) -> None:
+    """Do the jobs: each takes seconds if its kernels have to be compiled, milliseconds if they are in the cache."""
+    ready.mkdir(parents=True, exist_ok=True)
+    for done, job in enumerate(wanted):
+        report(done, len(wanted))
+        job.run()
+        (ready / job.name).touch()
+    report(len(wanted), len(wanted))
 
 
 def _plain() -> None:
