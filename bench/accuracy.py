@@ -1,18 +1,19 @@
-"""How far engines stray from exact arithmetic: `python -m bench.accuracy --model FILE.gguf [--tokens 2048]`.
+"""How far engines stray from exact arithmetic: `python -m bench.accuracy [--types Q4_K_M,Q8_0] [--model FILE.gguf]`.
 
 The reference is Puna's precise mode: the file's weights widened exactly, float32 activations and cache. Beside it run
-Puna as it is by default and llama.cpp. All read the same random tokens as one long prompt, a chunk at a time, so that
-only the logits of one chunk are held.
+Puna as it is by default and llama.cpp. All read the same sequences of random tokens, a chunk at a time, so that only
+the logits of one chunk are held. Without a file, one of random weights is made for each type.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +28,14 @@ from puna.core.tensor.source import WeightSource
 from puna.core.tensor.threads import default_threads, use_threads
 from puna.core.tensor.weights import open_weights
 
+from .make_model import make_model
+from .options import some_of
 from .report import OURS, THEIRS
+from .shapes import RECIPES, SHAPES
 from .worker import Prompts
 
 Floats = npt.NDArray[np.float32]
-NextLogits = Callable[[Sequence[int]], Floats]  # the next tokens of one sequence to their logits, [T, V]
+Engine = Callable[[Sequence[int]], Iterator[Floats]]  # the tokens of a new sequence to their logits, chunks of [T, V]
 
 CHUNK = 128  # positions
 ROWS = 16  # positions compared at once, in float64
@@ -55,6 +59,9 @@ class Divergence:
             self.agreed += (found.argmax(axis=1) == exact.argmax(axis=1)).tolist()
 
 
+Found = dict[str, Divergence]  # by the engine's name
+
+
 def log_softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the logarithms of the probabilities of each row of logits."""
     shifted: npt.NDArray[np.float64] = x - x.max(axis=1, keepdims=True)
@@ -62,80 +69,111 @@ def log_softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return shifted
 
 
-def puna_logits(source: WeightSource, tokens: int, *, precise: bool) -> NextLogits:
-    """Return Puna's forward pass over one sequence of at most that many tokens."""
+def chunks(tokens: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Yield the tokens that are computed in one pass."""
+    for start in range(0, len(tokens), CHUNK):
+        yield tokens[start : start + CHUNK]
+
+
+def puna_engine(source: WeightSource, *, precise: bool) -> Engine:
+    """Return Puna's forward pass."""
     architectures = [architecture for plugin in find_plugins() for architecture in plugin.architectures]
     loaded = load_model(find_architecture(architectures, source), source, CpuLoader(precise=precise))
-    cache = SequenceCache(loaded.cache, tokens, "f32" if precise else "f16")
 
-    def logits(chunk: Sequence[int]) -> Floats:
-        cache.reserve(cache.length + len(chunk))
-        step = StepView(loaded.cache, [Rows(cache, 0, len(chunk))])
-        x = loaded.model.forward(loaded.model.embed(np.array(chunk, np.int32)), step)
-        cache.length += len(chunk)
-        return np.asarray(loaded.model.logits(x))
+    def logits(tokens: Sequence[int]) -> Iterator[Floats]:
+        cache = SequenceCache(loaded.cache, len(tokens), "f32" if precise else "f16")
+        for chunk in chunks(tokens):
+            cache.reserve(cache.length + len(chunk))
+            step = StepView(loaded.cache, [Rows(cache, 0, len(chunk))])
+            x = loaded.model.forward(loaded.model.embed(np.array(chunk, np.int32)), step)
+            cache.length += len(chunk)
+            yield np.asarray(loaded.model.logits(x))
 
     return logits
 
 
-def llama_logits(path: Path, tokens: int, threads: int) -> NextLogits:
-    """Return llama.cpp's forward pass over one sequence of at most that many tokens."""
+def llama_engine(path: Path, longest: int, threads: int) -> Engine:
+    """Return llama.cpp's forward pass over sequences of at most that many tokens."""
     from .llama import LlamaModel, Token
 
-    model, position = LlamaModel(path, threads, context=tokens, outputs=CHUNK), 0
+    model = LlamaModel(path, threads, context=longest, outputs=CHUNK)
 
-    def logits(chunk: Sequence[int]) -> Floats:
-        nonlocal position
-        model.decode([Token(token, position + i, wanted=True) for i, token in enumerate(chunk)])
-        position += len(chunk)
-        return np.stack([model.logits(i) for i in range(len(chunk))])
+    def logits(tokens: Sequence[int]) -> Iterator[Floats]:
+        model.clear()
+        position = 0
+        for chunk in chunks(tokens):
+            model.decode([Token(token, position + i, wanted=True) for i, token in enumerate(chunk)])
+            position += len(chunk)
+            yield np.stack([model.logits(i) for i in range(len(chunk))])
 
     return logits
 
 
-def compare(reference: NextLogits, engines: dict[str, NextLogits], tokens: Sequence[int]) -> dict[str, Divergence]:
-    """Return how far each engine is from the reference."""
+def compare(reference: Engine, engines: dict[str, Engine], sequences: Sequence[Sequence[int]]) -> Found:
+    """Return how far each engine is from the reference over all sequences."""
     found = {name: Divergence() for name in engines}
-    for start in range(0, len(tokens), CHUNK):
-        print(f"positions from {start:,} of {len(tokens):,}", file=sys.stderr)
-        chunk = tokens[start : start + CHUNK]
-        exact = reference(chunk)
-        for name, engine in engines.items():
-            found[name].add(exact, engine(chunk))
+    for tokens in sequences:
+        for exact, *others in zip(reference(tokens), *(engine(tokens) for engine in engines.values()), strict=True):
+            for divergence, logits in zip(found.values(), others, strict=True):
+                divergence.add(exact, logits)
     return found
 
 
-def table(found: dict[str, Divergence]) -> Table:
-    """Return the figures of each engine, the smaller the better save the last."""
-    shown = Table("", *found)
-    for column in shown.columns[1:]:
+def measure(path: Path, sequences: Sequence[Sequence[int]], threads: int) -> Found:
+    """Return how far Puna and llama.cpp are from exact arithmetic with the weights of a file."""
+    print(f"{path.name} ...", file=sys.stderr)
+    with closing(open_weights(path)) as source:
+        engines = {
+            OURS: puna_engine(source, precise=False),
+            THEIRS: llama_engine(path, max(map(len, sequences)), threads),
+        }
+        return compare(puna_engine(source, precise=True), engines, sequences)
+
+
+def models(given: argparse.Namespace) -> Iterator[Path]:
+    """Yield the files to measure: those that were given, or one of random weights for each type, which goes again."""
+    if given.model:
+        yield from given.model
+        return
+    with TemporaryDirectory() as folder:
+        for kind in given.types:
+            path = Path(folder, f"{given.shape} {kind}")
+            make_model(path, given.shape, kind)
+            yield path
+            path.unlink()
+
+
+def table(models: dict[str, Found]) -> Table:
+    """Return the figures of each engine for each model: the smaller the better, save the last."""
+    shown = Table("model", "engine", "KL mean, nats", "KL largest", "error mean", "error largest", "same token")
+    for column in shown.columns[2:]:
         column.justify = "right"
-    engines = found.values()
-    shown.add_row("KL divergence, mean, nats", *[f"{np.mean(engine.divergence):.3g}" for engine in engines])
-    shown.add_row("KL divergence, largest", *[f"{np.max(engine.divergence):.3g}" for engine in engines])
-    shown.add_row("error of a logit / deviation, mean of the largest", *[f"{np.mean(e.error):.3g}" for e in engines])
-    shown.add_row("error of a logit / deviation, largest", *[f"{np.max(engine.error):.3g}" for engine in engines])
-    shown.add_row("same likeliest token", *[f"{np.mean(engine.agreed):.2%}" for engine in engines])
+    for name, engines in models.items():
+        for engine, found in engines.items():
+            figures = [f(values) for values in (found.divergence, found.error) for f in (np.mean, np.max)]
+            shown.add_row(name, engine, *[f"{figure:.3g}" for figure in figures], f"{np.mean(found.agreed):.2%}")
     return shown
 
 
 def main() -> None:
     """Compare as the command line says and print the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="a GGUF file")
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--model", type=Path, action="append", help="a GGUF file, instead of random weights")
+    parser.add_argument("--shape", choices=SHAPES, default="medium", help="of random weights")
+    parser.add_argument("--types", type=some_of(list(RECIPES)), default=["Q8_0", "Q4_0", "Q4_K_M", "Q6_K"])
+    parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=256, help="of each sequence")
     parser.add_argument("--threads", type=int, default=default_threads())
     given = parser.parse_args()
     use_threads(given.threads)
-    tokens = Prompts(0).next(given.tokens)
-    with closing(open_weights(given.model)) as source:
-        engines = {
-            OURS: puna_logits(source, given.tokens, precise=False),
-            THEIRS: llama_logits(given.model, given.tokens, given.threads),
-        }
-        found = compare(puna_logits(source, given.tokens, precise=True), engines, tokens)
+    prompts = Prompts(0)
+    sequences = [prompts.next(given.tokens) for _ in range(given.sequences)]
+    found = {path.name: measure(path, sequences, given.threads) for path in models(given)}
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(f"{given.model.name}, {given.tokens:,} random tokens, against exact weights and float32 activations")
+    console.print(
+        f"{given.sequences * given.tokens:,} positions in {given.sequences} sequences of random tokens, "
+        "against exact weights and float32 activations"
+    )
     console.print(table(found))
 
 

@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from contextlib import closing
 from pathlib import Path
 from xml.etree import ElementTree
@@ -137,23 +137,36 @@ def test_divergence_is_that_of_the_engine_from_the_reference(bench):
 
 
 def test_punas_quantised_products_stay_close_to_its_precise_ones(bench, tiny):
-    accuracy = bench("accuracy")
-    tokens = bench("worker").Prompts(0).next(150)  # a whole chunk and a part
+    accuracy, prompts = bench("accuracy"), bench("worker").Prompts(0)
+    sequences = [prompts.next(150), prompts.next(20)]  # one is a whole chunk and a part
     with closing(open_weights(tiny)) as source:
-        exact, again, default = (
-            accuracy.puna_logits(source, len(tokens), precise=precise) for precise in (True, True, False)
-        )
-        found = accuracy.compare(exact, {"precise": again, "default": default}, tokens)
-    assert found["precise"].divergence == pytest.approx([0] * 150, abs=1e-9)
-    assert len(found["default"].divergence) == 150
+        exact, again, default = (accuracy.puna_engine(source, precise=precise) for precise in (True, True, False))
+        found = accuracy.compare(exact, {"precise": again, "default": default}, sequences)
+    assert found["precise"].divergence == pytest.approx([0] * 170, abs=1e-9)
+    assert len(found["default"].divergence) == 170
     assert 0 < np.mean(found["default"].divergence) < 0.005
 
 
 def test_both_engines_give_nearly_the_same_logits(bench, tiny):
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is an optional dependency")
+    accuracy, prompts = bench("accuracy"), bench("worker").Prompts(0)
+    found = accuracy.measure(tiny, [prompts.next(20), prompts.next(20)], threads=1)
+    for engine in ("puna", "llama.cpp"):
+        assert len(found[engine].divergence) == 40
+        assert 0 < np.mean(found[engine].divergence) < 0.005
+
+
+def test_the_table_has_a_row_for_each_engine_of_each_model(bench):
     accuracy = bench("accuracy")
-    tokens = bench("worker").Prompts(0).next(20)
-    with closing(open_weights(tiny)) as source:
-        reference = accuracy.puna_logits(source, 20, precise=True)
-        found = accuracy.compare(reference, {"llama.cpp": accuracy.llama_logits(tiny, 20, threads=1)}, tokens)
-    assert 0 < np.mean(found["llama.cpp"].divergence) < 0.005
+    far = accuracy.Divergence(divergence=[0.1, 0.3], error=[0.5, 1.5], agreed=[True, False])
+    shown = accuracy.table({"a": {"puna": far, "llama.cpp": far}, "b": {"puna": far}})
+    rows = list(zip(*(column.cells for column in shown.columns), strict=True))
+    assert [row[:2] for row in rows] == [("a", "puna"), ("a", "llama.cpp"), ("b", "puna")]
+    assert {row[2:] for row in rows} == {("0.2", "0.3", "1", "1.5", "50.00%")}
+
+
+def test_random_models_of_the_types_asked_for_are_measured_one_at_a_time(bench):
+    given = Namespace(model=None, shape="tiny", types=["Q8_0", "Q4_0"])
+    sizes = {path.name: path.stat().st_size for path in bench("accuracy").models(given) if path.exists()}
+    assert list(sizes) == ["tiny Q8_0", "tiny Q4_0"]
+    assert sizes["tiny Q8_0"] > sizes["tiny Q4_0"]
