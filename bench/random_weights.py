@@ -82,6 +82,8 @@ def _blocks(kind: GGMLQuantizationType, count: int, scale: float, rng: np.random
     if kind == Type.Q8_0:
         blocks[blocks == 0x80] = 0x81  # quantisers never write -128, and some kernels rely on it
     scales = (scale * rng.uniform(0.75, 1.25, count)).astype(np.float32)
+    if len(SCALES[kind]) == 1:  # codes without a minimum reach further down than up, and quantisers use either sign
+        scales *= rng.choice(np.array([-1, 1], np.float32), count)
     for offset, factor in SCALES[kind].items():
         blocks[:, offset : offset + 2] = (scales * factor).astype("<f2").view(np.uint8).reshape(count, 2)
     return blocks.reshape(-1)
