@@ -24,8 +24,8 @@ from .keys import Keys
 from .tensor.ops import Array, Matrix, Seen
 
 __all__ = [
-    "Architecture", "Array", "CacheLayer", "Causal", "Config", "Hooks", "Keys", "LayerCache", "Matrix", "Model",
-    "Module", "Seen", "Step", "TensorField", "Window", "hookimpl", "hookspec", "layers", "tensor",
+    "Architecture", "Array", "CacheLayer", "Causal", "Chunk", "Config", "Hooks", "Keys", "LayerCache", "Matrix",
+    "Model", "Module", "Seen", "Step", "TensorField", "Window", "hookimpl", "hookspec", "layers", "tensor",
 ]  # fmt: skip
 
 hookspec = pluggy.HookspecMarker("puna")
@@ -135,13 +135,20 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """Positions come in chunks of this size; every token sees itself and those before it in its own chunk."""
+
+    size: int
+
+
+@dataclass(frozen=True)
 class CacheLayer:
     """What one layer keeps for each token: the core turns it into bytes and masks."""
 
     heads: int  # K
     key_size: int  # E
     value_size: int
-    kind: Causal | Window
+    kind: Causal | Window | Chunk
 
 
 class LayerCache(Protocol):

@@ -169,7 +169,11 @@ class Settings:
         allowed="a whole number from 1",
     )  # fmt: skip
     kv_cache_type: str = _setting(
-        _choice("f16", "f32"), "f16", "element type of the key/value cache", allowed="f16 or f32", ollama=True
+        _choice("f16", "f32", "q8_0"),
+        "f16",
+        "element type of the key/value cache",
+        allowed="f16, f32 or q8_0",
+        ollama=True,
     )
     precise: bool = _setting(
         _flag, False, "compute as the reference does: float32 activations and caches, for comparisons",

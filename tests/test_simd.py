@@ -14,31 +14,36 @@ from numba.core import config
 
 from puna.core.tensor import activate, attend, linear
 from puna.core.tensor.blocks import by_name
-from puna.core.tensor.cpu_attention import CpuSeen, CpuSpan
+from puna.core.tensor.cpu_attention import CpuSeen, CpuSpans
 from puna.core.tensor.simd import BYTE, CODES, INTS, Emitter, features
+from puna.core.tensor.tiles import ElementType, new_tiles, store
 
 from .packed import packed, random_blocks
 
 ROOT = Path(__file__).parents[1]
-OLDER = {  # processors that numba can compile for on any x86-64, by LLVM's names, with a format to multiply in each
-    "haswell": ("+sse4.2,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt", "IQ4_NL"),
-    "x86-64": ("+sse2", "Q5_K"),
+OLDER = {  # processors that numba can compile for on any x86-64, by LLVM's names, with formats of weights and caches
+    "haswell": ("+sse4.2,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt", "IQ4_NL", "f16"),
+    "x86-64": ("+sse2", "Q5_K", "q8_0"),
 }
 
 
 # ---- older processors, on this one ---------------------------------------------------------------------------------
 
 
-def computed(name: str) -> dict[str, np.ndarray]:
-    """Return an activation, a product of this format and attention over a float16 cache, as this process does them."""
+def computed(name: str, element: ElementType) -> dict[str, np.ndarray]:
+    """Return an activation, a product and attention over a cache of these formats, as this process does them."""
     rng, form = np.random.default_rng(0), by_name(name)
     weight = packed(form, random_blocks(rng, form, 40, 512))
-    keys, values = (rng.standard_normal(shape).astype(np.float16) for shape in ((3, 2, 24, 16), (48, 2, 32)))
-    span = CpuSpan(0, 9, 30, keys.view(np.uint16), values.view(np.uint16), 20)
+    tiles, table = new_tiles(9, 2, 32, 64, element), np.arange(9, dtype=np.int32)
+    keys, values = (rng.standard_normal((130, 2, size), np.float32) for size in (32, 64))
+    store(keys, values, np.arange(130, dtype=np.int32), tiles)
+    spans = CpuSpans(tiles, np.array([[0, 9, 121, 0]], np.int32), table)
+    q = rng.standard_normal((9, 6, 32), np.float32)
     return {
         "gelu": activate(rng.standard_normal(50, np.float32), "gelu"),
         "product": linear(rng.standard_normal((11, 512), np.float32), weight),
-        "attention": attend(rng.standard_normal((9, 6, 24), np.float32), CpuSeen((span,), 20), scale=0.2),
+        "attention": attend(q, CpuSeen((spans,), 64, window=100), scale=0.2),
+        "capped": attend(q, CpuSeen((spans,), 64), scale=0.2, soft_cap=2.0),
     }
 
 
@@ -48,7 +53,7 @@ import numpy as np
 from puna.core.tensor.simd import features
 from tests.test_simd import computed
 assert "avx512f" not in features()
-np.savez(sys.argv[2], **computed(sys.argv[1]))
+np.savez(sys.argv[3], **computed(*sys.argv[1:3]))
 """
 
 
@@ -56,15 +61,18 @@ np.savez(sys.argv[2], **computed(sys.argv[1]))
 @pytest.mark.parametrize("name", OLDER)
 def test_an_older_processor_computes_the_same(name, tmp_path):
     """Kernels compiled for it are cached beside the others, by its name."""
-    wanted, form = OLDER[name]
+    wanted, form, element = OLDER[name]
     env = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": wanted}
     result = tmp_path / "result.npz"
-    subprocess.run([sys.executable, "-c", ELSEWHERE, form, str(result)], cwd=ROOT, env=env, check=True, timeout=300)
-    here = computed(form)
+    subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, form, element, str(result)], cwd=ROOT, env=env, check=True, timeout=300
+    )
+    here = computed(form, element)
     with np.load(result) as found:
         np.testing.assert_array_equal(found["product"], here["product"])
         np.testing.assert_array_equal(found["gelu"], here["gelu"])
-        np.testing.assert_allclose(found["attention"], here["attention"], rtol=1e-5, atol=1e-6)
+        for attention in ("attention", "capped"):
+            np.testing.assert_allclose(found[attention], here[attention], rtol=1e-5, atol=1e-6)
 
 
 # ---- what is emitted for others ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ are float32.
 # mypy: disable-error-code="empty-body"
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar
 
 from .rope import RopeTable
@@ -168,8 +168,18 @@ def rope(x: Array, rotation: Rotation) -> Array:
 
 
 @Operation
-def attend(q: Array, seen: Seen, *, scale: float) -> Array:
-    """Return softmax(scale · q·kᵀ + mask) · v for each head, over what `LayerCache.extend` returned.
+def attend(q: Array, seen: Seen, *, scale: float, soft_cap: float | None = None) -> Array:
+    """Return softmax(scores + mask) · v for each head, over what `LayerCache.extend` returned.
 
-    q: [T, H, E]; query head h reads key/value head h // (H / K); result: [T, H · value size]. Softmax in float32.
+    scores = scale · q·kᵀ, or soft_cap · tanh(that / soft_cap): Gemma 2, arXiv:2408.00118, section 2. q: [T, H, E];
+    query head h reads key/value head h // (H / K); result: [T, H · value size]. Softmax in float32.
+    """
+
+
+@Operation
+def attend_all(q: Array, k: Array, v: Array, *, scale: float, lengths: Sequence[int] | None = None) -> Array:
+    """Return softmax(scale · q·kᵀ) · v for each head, where all rows see each other: what encoders of images do.
+
+    With lengths, which add up to P, the rows are stretches of so many that see only themselves. q, k: [P, H, E];
+    v: [P, H, F]; result: [P, H · F].
     """

@@ -8,13 +8,15 @@ processor has for it; elsewhere LLVM's generic form is lowered to whatever is be
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba.core import config
+from numpy.polynomial import Chebyshev, Polynomial
 
 LANES = 16  # float32 and int32 values in a vector
 BYTES = 64  # bytes in a vector
@@ -224,3 +226,51 @@ _ERF_SERIES = [  # of erf(x) / x - 1, in x^2
     2 / math.sqrt(math.pi) * (-1) ** n / (math.factorial(n) * (2 * n + 1)) - (n == 0) for n in range(10)
 ]
 _ERFC_POWER = (3.5371851e-4, 1.12704, 0.63822567, 0.10303737, -0.021805321, 2.9396081e-3, -1.8557409e-4)  # in |x|
+
+
+def fitted(function: Callable[[Any], Any], degree: int, low: float, high: float) -> list[float]:
+    """Return the coefficients, lowest first, of the polynomial that meets function at the Chebyshev points."""
+    found = Chebyshev.interpolate(function, degree, domain=[low, high])
+    return [float(c) for c in found.convert(kind=Polynomial).coef]
+
+
+EXP2_STEEP = fitted(lambda r: np.expm1(r * math.log(2)) / r, 5, -0.5, 0.5)  # 2^r = 1 + r * this
+TANH_FLAT = 0.625  # below, tanh is a polynomial; above, nothing cancels in 1 - 2 / (exp(2x) + 1)
+TANH_BEND = fitted(lambda z: (np.tanh(np.sqrt(z)) / np.sqrt(z) - 1) / z, 5, 0.0, TANH_FLAT**2)  # x + x³ * this(x²)
+
+
+def exp2(e: Emitter, x: Any) -> Any:
+    """Return 2^x of sixteen float32 up to 0, within 2 units in the last place; 2^-126 below that, NaN of NaN.
+
+    x = n + r with n = round(x). Adding 1.5 * 2^23 leaves n in the low bits of the sum, which shifted up are 2^n.
+    """
+    b, magic = e.builder, ir.Constant(FLOATS, [1.5 * 2.0**23] * LANES)
+    least = ir.Constant(FLOATS, [-126.0] * LANES)
+    clamped = b.select(b.fcmp_ordered("<", x, least), least, x)
+    shifted = b.fadd(clamped, magic)
+    r = b.fsub(clamped, b.fsub(shifted, magic))
+    total = _polynomial(e, EXP2_STEEP, r)
+    one = ir.Constant(FLOATS, [1.0] * LANES)
+    power = b.shl(b.bitcast(shifted, INTS), ir.Constant(INTS, [23] * LANES))
+    power = b.add(power, ir.Constant(INTS, [127 << 23] * LANES))
+    return b.fmul(e.fma(total, r, one), b.bitcast(power, FLOATS))
+
+
+def tanh(e: Emitter, x: Any) -> Any:
+    """Return tanh of sixteen float32, within 3 units in the last place; NaN of NaN."""
+    b = e.builder
+    one, two = (ir.Constant(FLOATS, [value] * LANES) for value in (1.0, 2.0))
+    size = e.call("llvm.fabs.v16f32", FLOATS, x)
+    z = b.fmul(x, x)
+    small = e.fma(b.fmul(_polynomial(e, TANH_BEND, z), z), x, x)
+    large = b.fsub(one, b.fdiv(two, b.fadd(exp(e, b.fadd(size, size)), one)))
+    large = e.call("llvm.copysign.v16f32", FLOATS, large, x)
+    return b.select(b.fcmp_ordered("<", size, ir.Constant(FLOATS, [TANH_FLAT] * LANES)), small, large)
+
+
+def _polynomial(e: Emitter, coefficients: Sequence[float], x: Any) -> Any:
+    """Return the polynomial's value at x, by Horner's rule."""
+    total = ir.Constant(FLOATS, [coefficients[-1]] * LANES)
+    for value in coefficients[-2::-1]:
+        total = e.fma(total, x, ir.Constant(FLOATS, [value] * LANES))
+    return total

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .activations import layer_norm_few_rows, layer_norm_rows, norm_few_rows, norm_rows, rotate, rotate_few
-from .attention import attend_rows, store_keys
+from .attention import attend_few, attend_spans
+from .attention_block import Sight
 from .blocks import by_name
 from .jit import KERNELS
 from .kernels import few_rows_product, gather_rows, widen_rows
@@ -19,6 +19,7 @@ from .layouts import LAYOUTS
 from .packing import pack
 from .pointwise import SILU, activate_few, activate_many
 from .product import multiply_packed, quantise
+from .tiles import SUB, ElementType, new_tiles, storing
 
 USUAL = ("Q4_K", "Q6_K", "Q8_0")  # block formats that most files are made of
 READY = KERNELS / "ready"  # has an empty file for each job that was done: a cache may have been left half full
@@ -35,16 +36,15 @@ class Job:
 Report = Callable[[int, int], None]  # how many jobs are done, how many there are
 
 
-def jobs(formats: Iterable[str] = USUAL) -> list[Job]:
-    """Return what makes the kernels ready that every model needs, and the products with weights of these formats.
+def jobs(formats: Iterable[str] = USUAL, elements: Iterable[ElementType] = ("f16", "f32")) -> list[Job]:
+    """Return what makes the kernels ready that every model needs, for weights and caches of these formats.
 
-    Products with other formats are compiled when the first model that has them is loaded.
+    Those for others are compiled when the first model that has them is loaded.
     """
     return [
         Job("products", _plain),
         *(Job(f"products-{name}", partial(_packed, name)) for name in formats),
-        Job("attention-f16", partial(_attention, np.uint16)),
-        Job("attention-f32", partial(_attention, np.float32)),
+        *(Job(f"attention-{element}", partial(_attention, element)) for element in elements),
         Job("activations", _activations),
     ]
 
@@ -79,11 +79,15 @@ def _packed(name: str) -> None:
     multiply_packed(quantise(np.zeros((1, 256), np.float32), LAYOUTS[name].unit), data, 1)
 
 
-def _attention(element: Any) -> None:
-    q = np.zeros((1, 1, 16), np.float32)
-    keys, values = np.zeros((1, 1, 16, 16), element), np.zeros((16, 1, 16), element)
-    store_keys(np.zeros((1, 1, 16), element), 0, keys)
-    attend_rows(q, keys, values, 0, 0, np.float32(1), np.empty_like(q))
+def _attention(element: ElementType) -> None:
+    numbers, none = np.zeros((1, 1, SUB), np.float32), np.zeros(1, np.int32)
+    tiles = new_tiles(1, 1, SUB, SUB, element)
+    for put in storing(tiles):
+        put(numbers, numbers, none, *tiles)
+    spans, sight = np.array([[0, 1, 0, 0]], np.int32), Sight(0, 0, none[:0])
+    work = numbers, tiles, spans, none, sight, np.float32(1), np.float32(0)
+    attend_few(*work, numbers.copy())
+    attend_spans(*work, 1, numbers.copy())
 
 
 def _activations() -> None:
