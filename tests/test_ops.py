@@ -154,6 +154,7 @@ def test_gated_mlp_is_down_of_silu_of_gate_times_up(tokens, seed, size):
 # ---- norms ---------------------------------------------------------------------------------------------------------
 
 
+@kernels
 @given(
     shape=st.lists(st.integers(1, 40), min_size=2, max_size=3).map(tuple), seed=st.integers(0, 1 << 32),
     eps=st.sampled_from([1e-6, 1e-5, 0.1]), size=st.sampled_from([1e-3, 1.0, 1e4]),
@@ -184,6 +185,7 @@ def rope_twin(x, positions, table):
     return out
 
 
+@kernels
 @given(
     pairing=st.sampled_from(["split", "interleaved"]), half=st.integers(1, 16), beyond=st.integers(0, 8),
     heads=st.integers(1, 4), positions=st.lists(st.integers(0, 131072), min_size=1, max_size=5),

@@ -69,6 +69,15 @@ def cut_at_segments(blocks):
     return pieces
 
 
+@kernel
+def most_tokens(pieces):
+    """Return how many tokens the largest piece has."""
+    most = 1
+    for n in range(len(pieces)):
+        most = max(most, pieces[n, 2])
+    return most
+
+
 @kernel(inline="always")
 def attend_piece(block, q, tiles, spans, table, sight, scale, bend_to, piece, head):
     """Fill the total of a block with what its rows see between the piece's positions."""
@@ -86,7 +95,7 @@ def attend_piece(block, q, tiles, spans, table, sight, scale, bend_to, piece, he
 def take_pieces(q, tiles, spans, table, sight, scale, bend_to, pieces, counter, states, out):
     """Compute pieces until none is left. Whole blocks are written to out; of parts, states keeps what they end with."""
     K = tiles.keys.shape[1]
-    block = new_block(q.shape[1] // K, q.shape[2], tiles.values.shape[3])
+    block = new_block(q.shape[1] // K, most_tokens(pieces), q.shape[2], tiles.values.shape[3])
     item = take(counter)
     while item < len(pieces) * K:
         piece, head = pieces[item // K], item % K
@@ -100,17 +109,17 @@ def take_pieces(q, tiles, spans, table, sight, scale, bend_to, pieces, counter, 
 
 
 @kernel
-def join_parts(q, tiles, parts, states, out):
+def join_parts(q, tiles, pieces, states, out):
     """Put together the parts of each block, which follow each other, and write its rows."""
     K = tiles.keys.shape[1]
-    block = new_block(q.shape[1] // K, q.shape[2], tiles.values.shape[3])
+    block = new_block(q.shape[1] // K, most_tokens(pieces), q.shape[2], tiles.values.shape[3])
     for head in range(K):
-        for n in range(len(parts)):
-            token, tokens = parts[n, 1], parts[n, 2]
-            if n == 0 or parts[n - 1, 1] != token:
+        for n in range(len(pieces)):
+            token, tokens = pieces[n, 1], pieces[n, 2]
+            if n == 0 or pieces[n - 1, 1] != token:
                 clear(block, block.total)
             add_state(block, tokens * block.heads, states[n * K + head], 0)
-            if n + 1 == len(parts) or parts[n + 1, 1] != token:
+            if n + 1 == len(pieces) or pieces[n + 1, 1] != token:
                 write_rows(block, head, token, tokens, out)
 
 
@@ -136,9 +145,8 @@ def attend_spans(q, tiles, spans, table, sight, scale, bend_to, threads, out):
     whole = len(pieces) * K >= ENOUGH * threads
     if not whole:
         pieces = cut_at_segments(pieces)
-    states = np.empty(
-        (0 if whole else len(pieces) * K, state_size(rows_of_block(group), tiles.values.shape[3])), np.float32
-    )
+    size = state_size(rows_of_block(group, most_tokens(pieces)), tiles.values.shape[3])
+    states = np.empty((0 if whole else len(pieces) * K, size), np.float32)
     counter = np.zeros(1, np.int64)
     for _ in prange(threads):
         take_pieces(q, tiles, spans, table, sight, scale, bend_to, pieces, counter, states, out)

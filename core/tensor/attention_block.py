@@ -45,10 +45,9 @@ class Block(NamedTuple):
     F: int  # a multiple of 16
     rows: int  # a multiple of 16
     queries: int  # [rows / BLOCK, E, BLOCK], scaled
-    keys: int  # [GROUP, E, 16]
-    values: int  # [SPAN, F]
-    scores: int  # [BLOCK, SPAN]
-    shrink: int  # [BLOCK]
+    tiles: int  # a group's keys, [GROUP, E, 16], and after those its values, [SPAN, F]
+    scores: int  # [rows, SPAN], and then weights
+    shrink: int  # [rows], what the sums so far are multiplied with
     part: int  # the state of one segment: sums [F / 16, rows, 16], their weights [rows, 16], peaks [rows]
     total: int  # the state of all segments
     end: int
@@ -61,26 +60,26 @@ def tokens_of_block(heads):
 
 
 @kernel
-def rows_of_block(heads):
-    """Return how many rows a block has memory for, a multiple of 16."""
-    return (tokens_of_block(heads) * heads + LANES - 1) // LANES * LANES
+def rows_of_block(heads, tokens):
+    """Return the rows that memory for so many tokens has, a multiple of 16."""
+    return (tokens * heads + LANES - 1) // LANES * LANES
 
 
 @kernel
-def new_block(heads, E, F):
-    """Return memory for blocks of heads of these sizes."""
-    rows = rows_of_block(heads)
-    memory = np.zeros(rows * E + SPAN * (E + F + BLOCK) + LANES + 2 * state_size(rows, F) + LANES, np.float32)
+def new_block(heads, tokens, E, F):
+    """Return memory for blocks of so many tokens with heads of these sizes."""
+    rows = rows_of_block(heads, tokens)
+    size = rows * (E + SPAN + 1) + SPAN * max(E, F) + 2 * state_size(rows, F)
+    memory = np.zeros(size + LANES, np.float32)  # what was there before may be sub-normal, and so slow to multiply
     queries = -(memory.ctypes.data // 4) % LANES  # so that no vector lies across two cache lines
-    keys = queries + rows * E
-    values = keys + SPAN * E
-    scores = values + SPAN * F
-    shrink = scores + SPAN * BLOCK
-    part = shrink + LANES
+    tiles = queries + rows * E
+    scores = tiles + SPAN * max(E, F)
+    shrink = scores + rows * SPAN
+    part = shrink + rows
     total = part + state_size(rows, F)
     end = total + state_size(rows, F)
-    sees = np.zeros((rows, 2), np.int64)
-    return Block(memory, sees, heads, E, F, rows, queries, keys, values, scores, shrink, part, total, end)
+    sees = np.empty((rows, 2), np.int64)
+    return Block(memory, sees, heads, E, F, rows, queries, tiles, scores, shrink, part, total, end)
 
 
 @kernel
@@ -125,30 +124,42 @@ def load_queries(block, q, sight, scale, head, token, tokens, position):
                 memory[at + e * BLOCK] = q[token + t, head * block.heads + g, e] * scale
 
 
-def widen_tile(tiles, at, block, place):
-    """Write the keys and values of tile and head number `at` as float32, as the group's tile `place`.
-
-    Returns whether all values are finite.
-    """
+def widen_keys(tiles, at, ahead, block, place):
+    """Write the keys of tile and head number `at` as float32, as the group's tile `place`; ask for those of `ahead`."""
 
 
-@overload(widen_tile)
-def _widen_tile(tiles, at, block, place):
-    def numbers(tiles, at, block, place):
-        E, F, memory = block.E, block.F, block.memory
-        widen(tiles.keys, at * E * LANES, E, memory, block.keys + place * E * LANES)
-        return widen(tiles.values, at * F * LANES, F, memory, block.values + place * F * LANES)
+@overload(widen_keys)
+def _widen_keys(tiles, at, ahead, block, place):
+    def numbers(tiles, at, ahead, block, place):
+        size = block.E * LANES
+        widen(tiles.keys, at * size, ahead * size, block.E, block.memory, block.tiles + place * size)
 
-    def codes(tiles, at, block, place):
-        E, F, memory = block.E, block.F, block.memory
-        source, to = at * E * LANES, block.keys + place * E * LANES
-        for sub in range(E // SUB):
-            i = sub * SUB * LANES
-            widen_codes(tiles.keys, source + i, SUB, tiles.key_scales, source // SUB + sub * LANES, 16, memory, to + i)
-        finite, source, to = True, at * F * LANES, block.values + place * F * LANES
-        for i in range(0, F * LANES, SUB):
-            one = (source + i) // SUB
-            finite &= widen_codes(tiles.values, source + i, SUB // LANES, tiles.value_scales, one, 1, memory, to + i)
+    def codes(tiles, at, ahead, block, place):
+        size, memory = block.E * LANES, block.memory
+        for i in range(0, size, SUB * LANES):
+            source, scales = at * size + i, (at * size + i) // SUB
+            to = block.tiles + place * size + i
+            widen_codes(tiles.keys, source, ahead * size + i, SUB, tiles.key_scales, scales, 16, memory, to)
+
+    return codes if _is_coded(tiles) else numbers
+
+
+def widen_values(tiles, at, ahead, block, place):
+    """Write the values of a tile and head as `widen_keys` does. Returns whether all are finite."""
+
+
+@overload(widen_values)
+def _widen_values(tiles, at, ahead, block, place):
+    def numbers(tiles, at, ahead, block, place):
+        size = block.F * LANES
+        return widen(tiles.values, at * size, ahead * size, block.F, block.memory, block.tiles + place * size)
+
+    def codes(tiles, at, ahead, block, place):
+        size, memory, finite = block.F * LANES, block.memory, True
+        for i in range(0, size, SUB):
+            source, scale = at * size + i, (at * size + i) // SUB
+            to = block.tiles + place * size + i
+            finite &= widen_codes(tiles.values, source, ahead * size + i, 2, tiles.value_scales, scale, 1, memory, to)
         return finite
 
     return codes if _is_coded(tiles) else numbers
@@ -162,56 +173,76 @@ def _is_coded(tiles: Any) -> bool:
 def attend_segment(block, rows, tiles, table, table_at, head, bend_to, first, last):
     """Put what the block's rows see in positions first..last of one segment into its state `part`."""
     clear(block, block.part)
+    K, end = tiles.keys.shape[1], (last + LANES - 1) // LANES  # of the segment's tiles
     for start in range(first // SPAN * SPAN, last, SPAN):
-        low, high = max(first - start, 0) // LANES, (min(last - start, SPAN) + LANES - 1) // LANES
+        low = start // LANES
+        begin, stop = max(first // LANES, low), min(end, low + GROUP)
+        for tile in range(begin, stop):
+            at, ahead = table[table_at + tile], table[table_at + min(tile + GROUP, end - 1)]
+            widen_keys(tiles, np.int64(at) * K + head, np.int64(ahead) * K + head, block, tile - low)
+        weigh_rows(block, rows, start, bend_to)
         finite = True
-        for place in range(low, high):
-            tile = np.int64(table[table_at + start // LANES + place])
-            finite &= widen_tile(tiles, tile * tiles.keys.shape[1] + head, block, place)
-        row, count = 0, BLOCK
-        while row < rows:
-            while count > rows - row:
-                count //= 2
-            attend_rows(block, row, count, start, bend_to, finite)
-            row += count
+        for tile in range(begin, stop):
+            at, ahead = table[table_at + tile], table[table_at + min(tile + GROUP, end - 1)]
+            finite &= widen_values(tiles, np.int64(at) * K + head, np.int64(ahead) * K + head, block, tile - low)
+        mix_rows(block, rows, start, finite)
 
 
 @kernel
-def attend_rows(block, row, count, start, bend_to, finite):
-    """Let `count` rows of a block look at the group of positions from `start` on."""
-    memory, sees, E, F, rows = block.memory, block.sees, block.E, block.F, block.rows
-    first, last = SPAN, 0  # what any of them sees
+def seen_of_group(block, row, count, start):
+    """Return the part low..high, within the group from `start` on, that any of `count` rows sees."""
+    low, high = SPAN, 0
     for r in range(row, row + count):
-        first, last = min(first, sees[r, 0] - start), max(last, sees[r, 1] - start)
-    first, last = max(first, 0), min(last, SPAN)
-    if first >= last:
-        return
-    q = block.queries + row // BLOCK * BLOCK * E + row % BLOCK
-    for tile in range(first // LANES // PAIR * PAIR, (last + LANES - 1) // LANES, PAIR):
-        score(memory, count, q, E, block.keys + tile * E * LANES, block.scores + tile * LANES)
-    for i in range(count):
-        r, scores = row + i, block.scores + i * SPAN
-        if bend_to > 0:
-            bend(memory, scores, bend_to)
-        norm, peak = block.part + F * rows + r * LANES, block.part + (F + LANES) * rows + r
-        soften(memory, scores, sees[r, 0] - start, sees[r, 1] - start, peak, block.shrink + i, norm)
-    if finite:
-        for f in range(0, F, PAIR * LANES):
-            sums, pair = block.part + f * rows + row * LANES, min(PAIR, (F - f) // LANES)
-            mix(memory, count, block.scores, first, last, block.values + f, F, pair, block.shrink, sums, rows * LANES)
-    else:
-        mix_one_by_one(block, row, count, start)
+        low, high = min(low, block.sees[r, 0] - start), max(high, block.sees[r, 1] - start)
+    return max(low, 0), min(high, SPAN)
 
 
 @kernel
-def mix_one_by_one(block, row, count, start):
-    """Mix values that are not all finite: since 0 * NaN is NaN, each row keeps away from those that it does not see."""
-    for i in range(count):
-        first, last = max(block.sees[row + i, 0] - start, 0), min(block.sees[row + i, 1] - start, SPAN)
-        scores, shrink = block.scores + i * SPAN, block.shrink + i
-        for f in range(0, block.F if first < last else 0, LANES):
-            sums = block.part + f * block.rows + (row + i) * LANES
-            mix(block.memory, 1, scores, first, last, block.values + f, block.F, 1, shrink, sums, 0)
+def rows_at_once(rest):
+    """Return how many of the remaining rows are computed together: a power of two."""
+    count = BLOCK
+    while count > rest:
+        count //= 2
+    return count
+
+
+@kernel
+def weigh_rows(block, rows, start, bend_to):
+    """Turn the keys of the group from `start` on into weights for each row, and the sums of those."""
+    memory, E = block.memory, block.E
+    norms, peaks = block.part + block.F * block.rows, block.part + (block.F + LANES) * block.rows
+    row = 0
+    while row < rows:
+        count = rows_at_once(rows - row)
+        low, high = seen_of_group(block, row, count, start)
+        q, scores = block.queries + row // BLOCK * BLOCK * E + row % BLOCK, block.scores + row * SPAN
+        for tile in range(low // LANES // PAIR * PAIR, (high + LANES - 1) // LANES if low < high else 0, PAIR):
+            score(memory, count, q, E, block.tiles + tile * E * LANES, scores + tile * LANES)
+        for r in range(row, row + count):
+            scores, low, high = block.scores + r * SPAN, block.sees[r, 0] - start, block.sees[r, 1] - start
+            if bend_to > 0:
+                bend(memory, scores, bend_to)
+            soften(memory, scores, low, high, peaks + r, block.shrink + r, norms + r * LANES)
+        row += count
+
+
+@kernel
+def mix_rows(block, rows, start, finite):
+    """Add the values of the group from `start` on to each row's sums.
+
+    If they are not all finite, rows are taken one by one: since 0 * NaN is NaN, each must keep away from what it does
+    not see.
+    """
+    memory, F = block.memory, block.F
+    row = 0
+    while row < rows:
+        count = rows_at_once(rows - row) if finite else 1
+        low, high = seen_of_group(block, row, count, start)
+        weights, shrink = block.scores + row * SPAN, block.shrink + row
+        for f in range(0, F if low < high else 0, PAIR * LANES):
+            sums, pair = block.part + f * block.rows + row * LANES, min(PAIR, (F - f) // LANES)
+            mix(memory, count, weights, low, high, block.tiles + f, F, pair, shrink, sums, block.rows * LANES)
+        row += count
 
 
 @kernel

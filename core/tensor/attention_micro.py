@@ -29,30 +29,35 @@ INDEX = types.intp
 
 
 @intrinsic
-def widen(typing: Any, source: Any, at: Any, vectors: Any, memory: Any, to: Any) -> Any:
-    """Write `vectors` times sixteen numbers, float32 or the bits of float16, as float32. Returns if all are finite."""
+def widen(typing: Any, source: Any, at: Any, ahead: Any, vectors: Any, memory: Any, to: Any) -> Any:
+    """Write `vectors` times sixteen numbers, float32 or the bits of float16, as float32. Returns if all are finite.
+
+    As many from `ahead` on are asked for, since they will be next.
+    """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder)
         kept = FLOATS if signature.args[0].dtype == types.float32 else vector(HALF)
         size = kept.count * (4 if kept is FLOATS else 2)
-        start = e.address(context, signature.args[0], args[0], args[1], size // LANES)
-        target = e.address(context, signature.args[3], args[3], args[4], 4)
+        start, later = (e.address(context, signature.args[0], args[0], args[i], size // LANES) for i in (1, 2))
+        target = e.address(context, signature.args[4], args[4], args[5], 4)
 
         def read(index: Any) -> Any:
+            e.prefetch(e.move(later, index, size), 0)
             found = e.load(kept, e.move(start, index, size))
             return found if kept is FLOATS else builder.fpext(found, FLOATS)
 
-        return _widened(e, args[2], read, target)
+        return _widened(e, args[3], read, target)
 
-    return types.boolean(source, INDEX, INDEX, memory, INDEX), emit
+    return types.boolean(source, INDEX, INDEX, INDEX, memory, INDEX), emit
 
 
 @intrinsic(prefer_literal=True)
 def widen_codes(
-    typing: Any, codes: Any, at: Any, vectors: Any, scales: Any, scale_at: Any, lanes: Any, memory: Any, to: Any
-) -> Any:
-    """Write `vectors` times sixteen signed bytes times their scale as float32. Returns if all are finite.
+    typing: Any, codes: Any, at: Any, ahead: Any, vectors: Any, scales: Any, scale_at: Any, lanes: Any, memory: Any,
+    to: Any,
+) -> Any:  # fmt: skip
+    """Do as `widen` for sixteen signed bytes at a time, times their scale.
 
     scales: float16; sixteen of them, one for each lane, or one for all.
     """
@@ -60,18 +65,19 @@ def widen_codes(
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder)
-        start = e.address(context, signature.args[0], args[0], args[1])
-        place = e.address(context, signature.args[3], args[3], args[4], 2)
-        target = e.address(context, signature.args[6], args[6], args[7], 4)
+        start, later = (e.address(context, signature.args[0], args[0], args[i]) for i in (1, 2))
+        place = e.address(context, signature.args[4], args[4], args[5], 2)
+        target = e.address(context, signature.args[7], args[7], args[8], 4)
         scale = e.halves(place) if scaled == LANES else e.splat(builder.fpext(e.load(HALF, place), FLOAT))
 
         def read(index: Any) -> Any:
+            e.prefetch(e.move(later, index, LANES), 0)
             found = e.load(vector(BYTE), e.move(start, index, LANES))
             return builder.fmul(e.floats(builder.sext(found, INTS)), scale)
 
-        return _widened(e, args[2], read, target)
+        return _widened(e, args[3], read, target)
 
-    return types.boolean(codes, INDEX, INDEX, scales, INDEX, lanes, memory, INDEX), emit
+    return types.boolean(codes, INDEX, INDEX, INDEX, scales, INDEX, lanes, memory, INDEX), emit
 
 
 def _widened(e: Emitter, vectors: Any, read: Callable[[Any], Any], target: Any) -> Any:

@@ -20,7 +20,7 @@ from .tiles import Tiles, new_tiles, store
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
 
-LITTLE = 1 << 17  # products of numbers that one thread is done with before others have woken up
+LITTLE = 1 << 18  # products of numbers that one thread is done with before others have woken up
 OWN = np.empty(0, np.int32)  # `until` of rows that see up to themselves
 
 
