@@ -25,7 +25,8 @@ from puna.core.memory.cache import Rows, SequenceCache, StepView
 from puna.core.model import find_architecture, load_model
 from puna.core.tensor.cpu import CpuLoader
 from puna.core.tensor.source import WeightSource
-from puna.core.tensor.threads import default_threads, use_threads
+from puna.core.tensor.team import use_threads
+from puna.core.tensor.threads import default_threads
 from puna.core.tensor.weights import open_weights
 
 from .make_model import make_model

@@ -13,13 +13,14 @@ from typing import Any
 import msgspec
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from puna.core.tensor.jit import kernel
 from puna.core.tensor.simd import BYTES, CODES, INT, INTS, LANES, Emitter
-from puna.core.tensor.threads import default_threads, use_threads
+from puna.core.tensor.team import TEAM, shared, use_threads
+from puna.core.tensor.threads import default_threads
 
 from .timing import times
 
@@ -51,19 +52,30 @@ def measure_ceilings(threads: int, buffer_bytes: int = BUFFER_BYTES) -> Ceilings
     return Ceilings(buffer.nbytes / reading.least, operations / multiplying.least)
 
 
-@kernel(parallel=True)
-def read_memory(buffer, threads, sums):
-    """Read all of buffer, uint8, each thread a part of its own. sums: int32 [threads * 16], so that no read is idle."""
+@kernel
+def read_part(buffer, threads, sums, thread):
+    """Read a thread's part of buffer. sums: int32 [threads * 16], so that no read is idle."""
     part = buffer.size // threads
-    for thread in prange(threads):
-        add_streams(buffer, thread * part, part // STREAMS, sums, thread * LANES)
+    add_streams(buffer, thread * part, part // STREAMS, sums, thread * LANES)
 
 
-@kernel(parallel=True)
-def multiply_bytes(codes, threads, rounds, sums):
+@kernel
+def multiply_alone(codes, rounds, sums, thread):
     """Multiply bytes and keep the sums in registers. codes: uint8, LEFT vectors for each of PLACES, always in cache."""
-    for thread in prange(threads):
-        add_products(codes, rounds, sums, thread * LANES)
+    add_products(codes, rounds, sums, thread * LANES)
+
+
+share_reading, share_multiplying = shared(read_part), shared(multiply_alone)
+
+
+def read_memory(buffer: Any, threads: int, sums: Any) -> None:
+    """Read all of buffer, uint8, each thread a part of its own."""
+    share_reading(TEAM.ready(), threads, (buffer, threads, sums))
+
+
+def multiply_bytes(codes: Any, threads: int, rounds: int, sums: Any) -> None:
+    """Multiply bytes on every thread."""
+    share_multiplying(TEAM.ready(), threads, (codes, rounds, sums))
 
 
 @intrinsic

@@ -21,14 +21,14 @@ from rich.table import Table
 
 from puna.core.memory.cache import Rows, SequenceCache, StepView
 from puna.core.plugin import CacheLayer, Causal
-from puna.core.tensor import attend, linear, rms_norm, rope, rope_table, rotations
+from puna.core.tensor import attend, rms_norm, rope, rope_table, rotations
 from puna.core.tensor.blocks import by_name
-from puna.core.tensor.cpu import CpuMatrix
-from puna.core.tensor.layouts import LAYOUTS
+from puna.core.tensor.operands import quantise
 from puna.core.tensor.packing import pack
 from puna.core.tensor.pointwise import activate_in_place
-from puna.core.tensor.product import multiply_packed, quantise
-from puna.core.tensor.threads import default_threads, use_threads
+from puna.core.tensor.product import job_of, multiply_all
+from puna.core.tensor.team import use_threads
+from puna.core.tensor.threads import default_threads
 
 from .ceilings import Ceilings, measure_ceilings
 from .options import some_of
@@ -67,12 +67,8 @@ class Weights:
         return ROWS * by_name(self.format).row_bytes(COLUMNS)
 
     def product(self, x: Floats) -> Callable[[Any], object]:
-        """Return what multiplies x, quantised beforehand, with a copy."""
-        if self.format in LAYOUTS:
-            quantised = quantise(x, LAYOUTS[self.format].unit)
-            return lambda data: multiply_packed(quantised, data, ROWS)
-        form = by_name(self.format)
-        return lambda data: linear(x, CpuMatrix(form, data, (ROWS, COLUMNS)))
+        """Return what multiplies x with a copy."""
+        return lambda data: multiply_all(x, [job_of(data, ROWS)])
 
 
 def make_weights(name: str) -> Weights:
@@ -82,11 +78,6 @@ def make_weights(name: str) -> Weights:
     raw = raw.reshape(ROWS, -1)
     raw.flags.writeable = False  # as mapped files are
     count = -(-RING_BYTES // raw.nbytes)
-    if name not in LAYOUTS:
-        copies: list[Any] = [raw.copy() for _ in range(count)]
-        for copy in copies:
-            copy.flags.writeable = False
-        return Weights(name, copies, None)
     return Weights(name, [pack(raw, form) for _ in range(count)], times(lambda: pack(raw, form), SECONDS))
 
 

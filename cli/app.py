@@ -105,11 +105,10 @@ def warmup(*, all: bool = False) -> None:
     Args:
         all: for every block format, also the rare ones
     """
-    from ..core.tensor.layouts import LAYOUTS
-    from ..core.tensor.warmup import jobs
+    from ..core.tensor.warmup import every_job, jobs
     from .warmup import compile_kernels
 
-    compile_kernels(jobs(LAYOUTS) if all else jobs())
+    compile_kernels(every_job() if all else jobs())
 
 
 @app.command(help_epilogue=_CLIENT_VARIABLES)

@@ -41,7 +41,7 @@ async def _serve(settings: Settings) -> None:
     shutdown = _on_signal()
     store = Store(settings.models)
     await asyncio.to_thread(_tidy, store, prune=not settings.noprune)
-    await asyncio.to_thread(make_ready, jobs())
+    await asyncio.to_thread(make_ready, jobs(elements=sorted({"f32", settings.kv_cache_type})))
     kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings))
     try:
         await serve(settings, store, kernel.models, started=lambda port: announce(settings, port), shutdown=shutdown)

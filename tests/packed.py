@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
 from puna.core.tensor.blocks import BlockFormat
-from puna.core.tensor.cpu import CpuMatrix, PackedMatrix
+from puna.core.tensor.cpu import CpuMatrix, PackedMatrix, packed_matrix
 from puna.core.tensor.layouts import E2M1, IQ4, LAYOUTS
-from puna.core.tensor.packing import pack
-from puna.core.tensor.product import WIDTH, Quantised
+from puna.core.tensor.operands import WIDTH, Quantised
 
 HALVES_AT = {  # bytes where a block's half-precision scale and minimum lie
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
@@ -43,7 +43,7 @@ def random_blocks(
 def packed(form: BlockFormat, raw: np.ndarray) -> PackedMatrix:
     """Return blocks [rows, row bytes] as a loader packs them."""
     rows = CpuMatrix(form, raw, (len(raw), raw.shape[1] // form.nbytes * form.elements))
-    return PackedMatrix(rows, LAYOUTS[form.name], pack(raw, form))
+    return packed_matrix(rows)
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,11 @@ class _Cursor:
 
 
 def unpacked(data: np.ndarray, name: str) -> Unpacked:
-    """Read records [groups, units] field by field, as the documentation of the layouts says they lie."""
+    """Read records [pairs, units, 2] field by field, as the documentation of the layouts says they lie."""
     layout = LAYOUTS[name]
-    groups, units = data.shape
-    cursor = _Cursor(data.view(np.uint8).reshape(groups, units, -1))
+    pairs, units, _ = data.shape
+    groups = 2 * pairs
+    cursor = _Cursor(data.view(np.uint8).reshape(pairs, units, 2, -1).swapaxes(1, 2).reshape(groups, units, -1))
     if layout.scales == "exponent":
         d = np.ldexp(np.float32(1), cursor.take(16).astype(np.int32) - 128)[:, :, None]
     else:
@@ -126,9 +127,10 @@ class Columns:
     """Quantised activations, one row a token, those that only fill a tile included."""
 
     codes: np.ndarray  # [T padded, D] int8
-    sums: np.ndarray  # [T padded, D / 32, 3] int32: of the first half of 32 codes, of the second, and of both
-    totals: np.ndarray  # the same as float32
+    starts: np.ndarray  # [T padded, D / 32, 3] int32
+    pairs: np.ndarray  # [T padded, D / 256, 12] int32, if the unit is 256
     steps: np.ndarray  # [T padded, D / unit] float32
+    others: np.ndarray  # [T padded, D / 32, 2] float32 if the unit is 32: what is taken away, and step * sum of codes
 
     @property
     def values(self) -> np.ndarray:
@@ -138,17 +140,32 @@ class Columns:
 
 def columns_of(x: Quantised, D: int) -> Columns:
     """Take the tiles of x apart."""
-    padded = len(x.codes) // D
-    bounds = range(WIDTH, padded, WIDTH)  # the last tile may be narrower
+    bounds = [*range(0, len(x.codes) // D, WIDTH), len(x.codes) // D]  # of tiles; the last may be narrower
+    cursors = [_Run(flat) for flat in (x.codes, x.starts, x.pairs, x.steps)]
+    found: list[list[list[np.ndarray]]] = [[] for _ in cursors]
+    for first in range(0, D // 32, 8):
+        subs = min(8, D // 32 - first)
+        sizes = [subs * 8, subs * 3, 12 if x.unit == 256 else 0, 1 if x.unit == 256 else subs * 3]
+        for field, (cursor, size, last) in enumerate(zip(cursors, sizes, (4, 1, 1, 1), strict=True)):
+            tiles = [cursor.take(size, stop - start, last) for start, stop in itertools.pairwise(bounds)]
+            found[field].append([tile.swapaxes(0, 1).reshape(tile.shape[1], -1) for tile in tiles])
+    codes, starts, pairs, steps = (np.concatenate([np.concatenate(tiles) for tiles in chunks], 1) for chunks in found)
+    padded, others = len(codes), np.empty((len(codes), 0, 2), np.float32)
+    if x.unit == 32:
+        steps, others = steps.reshape(padded, -1, 3)[..., 0], steps.reshape(padded, -1, 3)[..., 1:]
+    return Columns(codes, starts.reshape(padded, -1, 3), pairs.reshape(padded, -1, 12), steps, others)
 
-    def rows(flat: np.ndarray, per_row: int, together: int = 1) -> np.ndarray:
-        """Return [T padded, per_row] from tiles in which `together` numbers of a row lie side by side."""
-        tiles = np.split(flat.reshape(padded, per_row), bounds)
-        parts = [tile.reshape(-1, len(tile), together).swapaxes(0, 1).reshape(tile.shape) for tile in tiles]
-        return np.concatenate(parts)
 
-    sums, totals = (rows(flat, 3 * D // 32).reshape(padded, D // 32, 3) for flat in (x.sums, x.totals))
-    return Columns(rows(x.codes, D, 4), sums, totals, rows(x.steps, D // x.unit))
+class _Run:
+    """Takes arrays one after the other."""
+
+    def __init__(self, flat: np.ndarray) -> None:
+        self.flat, self.at = flat, 0
+
+    def take(self, *shape: int) -> np.ndarray:
+        size = int(np.prod(shape))
+        self.at += size
+        return self.flat[self.at - size : self.at].reshape(shape)
 
 
 def quantised_twin(x: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -157,7 +174,8 @@ def quantised_twin(x: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
     largest = np.abs(blocks).max(2)
     inverse = np.divide(np.float32(127), largest, where=largest > 0, out=np.zeros_like(largest))
     codes = np.rint(blocks * inverse[:, :, None]).astype(np.int8)
-    return codes.reshape(x.shape), largest * np.float32(1 / 127)
+    steps = largest * np.float32(1 / 127)
+    return codes.reshape(x.shape), (steps.view(np.int32) & ~3).view(np.float32)
 
 
 def rounded(x: np.ndarray, unit: int) -> np.ndarray:

@@ -12,9 +12,10 @@ from numba.extending import intrinsic
 
 from puna.core.errors import BadModel
 from puna.core.tensor import activate, conv_patches, gated_mlp, layer_norm, mlp
+from puna.core.tensor.activations import LITTLE, PIECE
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import CpuMatrix
-from puna.core.tensor.pointwise import FORMS, LITTLE, PIECE
+from puna.core.tensor.pointwise import FORMS
 from puna.core.tensor.simd import FLOATS, Emitter, erf
 
 erf_twin = np.vectorize(math.erf, otypes=[np.float64])

@@ -130,12 +130,13 @@ def test_products_in_8_bits_are_as_close_to_the_reference_as_rounding_lets_them(
 def test_products_in_8_bits_are_products_of_rounded_activations_and_nothing_else_is_lost(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rounding activations in numpy and multiplying in float32 gives the same logits.
+    """Rounding activations in numpy and multiplying in float32 gives the same logits, to float32's own rounding.
 
-    Not to the last bit: a code on the edge of two may fall to the other side. One that does is 1 / 127 of the largest
-    of 256 activations; a hundredth of the result leaves room for a few, a third of what rounding all of them costs.
+    Not everywhere: a code on the edge of two may fall to the other side, which the positions behind it see. That costs
+    them less than a third of what rounding all codes costs, and there are few such positions.
     """
     got = logits(model(case.file, precise=False), case.case["ids"], 512)
+    unrounded = logits(model(case.file), case.case["ids"], 512)
     exact = cpu._plain_product
 
     def product(x: np.ndarray, weight: cpu.CpuMatrix) -> np.ndarray:
@@ -143,7 +144,9 @@ def test_products_in_8_bits_are_products_of_rounded_activations_and_nothing_else
 
     monkeypatch.setattr(cpu, "_plain_product", product)
     wanted = logits(model(case.file), case.case["ids"], 512)
-    assert relative(got, wanted) <= 0.01
+    apart = np.linalg.norm(got - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+    assert np.median(apart) <= 1e-5
+    assert relative(got, wanted) <= relative(unrounded, wanted) / 3
 
 
 @pytest.mark.parametrize("case", QUANTISED, ids=str)

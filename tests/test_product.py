@@ -9,8 +9,11 @@ from puna.core.tensor import embed, linear, project
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import CpuMatrix, PackedMatrix
 from puna.core.tensor.decode import decode_tensor
-from puna.core.tensor.layouts import LAYOUTS
-from puna.core.tensor.product import WIDTH, product, quantise
+from puna.core.tensor.layouts import LAYOUTS, WIDE_FORMATS
+from puna.core.tensor.micro import ORIGIN
+from puna.core.tensor.operands import WIDTH, quantise
+from puna.core.tensor.pointwise import FORMS, activate_in_place
+from puna.core.tensor.product import RESIDENT, multiply_gated
 
 from .packed import columns_of, packed, quantised_twin, random_blocks, unpacked
 
@@ -32,6 +35,10 @@ def columns_that_fit(form, size):
     return form.elements * (1 + size % (3 if form.elements == 256 else 20))
 
 
+def layout_of(weight):
+    return LAYOUTS[weight.rows.format.name]
+
+
 def random_weight(rng, name, rows, columns, *, tiny=False):
     """Return a packed weight and its values as the decoders give them, in float64."""
     form = by_name(name)
@@ -44,25 +51,27 @@ def room(x, weight):
 
     Integers are exact. Each scale adds scale · step · sum(codes · codes), and low · step · sum(codes) if the format has
     lows, to what came before. A term is rounded once as it is made, once as its scale's step is multiplied in, and with
-    every term and unit that is added after it. The decoders round each weight, twice, to which we compare.
+    every term and unit that is added after it. The decoders round each weight, twice, to which we
+    compare.
     """
-    found = unpacked(weight.data, weight.layout.name)
+    layout = layout_of(weight)
+    found = unpacked(weight.data, layout.name)
     rows, columns = weight.shape
     scales, lows = (np.abs(field[:rows].astype(np.float64)) for field in (found.scales, found.lows))
-    codes, each, T = found.codes[:rows].astype(np.float64), weight.layout.sub, len(x.codes)
+    codes, each, T = found.codes[:rows].astype(np.float64), layout_of(weight).sub, len(x.codes)
     x_codes = x.codes.reshape(T, -1, each).astype(np.float64)
-    steps = x.steps.astype(np.float64).repeat(weight.layout.unit // each, 1)
+    steps = x.steps.astype(np.float64).repeat(layout_of(weight).unit // each, 1)
     dots = np.abs(np.einsum("tge,rge->trg", x_codes, codes.reshape(rows, -1, each)))
     terms = np.einsum("trg,rg,tg->tr", dots, scales, steps)
     terms += (np.abs(x_codes.sum(2)) * steps) @ lows.T
     weights = np.abs(codes) * scales.repeat(each, 1) + lows.repeat(each, 1)
-    count = scales.shape[1] * (2 if weight.layout.minimums else 1) + x.steps.shape[1] + 2
+    count = scales.shape[1] * (2 if layout_of(weight).minimums else 1) + x.steps.shape[1] + 2
     return ROUNDING * (count * terms + 2 * np.abs(x.values) @ weights.T) + count * columns * UNDERFLOW
 
 
 def assert_exact(found, x, weight, wide):
     """Assert what a product with float32 activations x is: exact, but for rounding, on the codes that x becomes."""
-    columns = columns_of(quantise(x, weight.layout.unit), x.shape[1])
+    columns = columns_of(quantise(x, layout_of(weight).unit), x.shape[1])
     expected = columns.values @ wide.T
     assert found.dtype == np.float32
     assert (np.abs(found - expected[: len(x)]) <= room(columns, weight)[: len(x)]).all()
@@ -85,8 +94,15 @@ def test_codes_steps_and_sums_are_numpys(T, blocks, unit, seed, size):
     np.testing.assert_array_equal(found.steps[:T], steps)
     halves = codes.reshape(T, -1, 2, 16).astype(np.int32).sum(3)
     sums = np.concatenate([halves, halves.sum(2, keepdims=True)], 2)
-    np.testing.assert_array_equal(found.sums[:T], sums)
-    np.testing.assert_array_equal(found.totals[:T], sums.astype(np.float32))
+    origin = np.float32(ORIGIN).view(np.int32) if unit == 32 else 0
+    np.testing.assert_array_equal(found.starts[:T], origin - 128 * sums)
+    if unit == 256:
+        shorts = np.ascontiguousarray(found.pairs[:T]).view(np.int16).reshape(T, -1, 24)
+        np.testing.assert_array_equal(shorts[:, :, :16], halves.reshape(T, -1, 16))
+        np.testing.assert_array_equal(shorts[:, :, 16:], sums[..., 2].reshape(T, -1, 8))
+    else:
+        np.testing.assert_array_equal(found.others[:T, :, 0], ORIGIN * steps.astype(np.float64) * -1)
+        np.testing.assert_array_equal(found.others[:T, :, 1], steps * sums[..., 2].astype(np.float32))
 
 
 @kernels
@@ -102,7 +118,7 @@ def test_no_activation_is_further_than_half_a_step_from_its_code(T, unit, seed):
 def test_what_fills_the_last_tile_is_zero(T):
     found = columns_of(quantise(np.ones((T, 64), np.float32), 32), 64)
     assert T <= len(found.codes) < T + WIDTH
-    for field in (found.codes, found.sums, found.totals, found.steps):
+    for field in (found.codes, found.starts, found.steps, found.others):
         assert field[:T].all()
         assert not field[T:].any()
 
@@ -125,7 +141,7 @@ def test_zeros_stay_zeros_beside_what_is_not():
     found = columns_of(quantise(x, 32), 64)
     assert np.argwhere(found.codes).tolist() == [[1, 40]]
     assert found.codes[1, 40] == -127
-    assert found.steps.tolist() == [[0, 0], [0, np.float32(3) * np.float32(1 / 127)]]
+    assert found.steps.tolist() == [[0, 0], [0, quantised_twin(np.float32([[3]]), 1)[1][0, 0]]]
 
 
 # ---- products ------------------------------------------------------------------------------------------------------
@@ -149,8 +165,8 @@ def test_a_packed_product_is_within_half_a_step_of_the_float_one(name):
     rng = np.random.default_rng(1)
     weight, wide = random_weight(rng, name, 48, 1024)
     x = floats(rng, 5, 1024)
-    columns = columns_of(quantise(x, weight.layout.unit), 1024)
-    halves = columns.steps[:5].astype(np.float64).repeat(weight.layout.unit, 1) * (0.5 + 127 * 4 * ROUNDING)
+    columns = columns_of(quantise(x, layout_of(weight).unit), 1024)
+    halves = columns.steps[:5].astype(np.float64).repeat(layout_of(weight).unit, 1) * (0.5 + 127 * 4 * ROUNDING)
     error = np.abs(linear(x, weight) - x.astype(np.float64) @ wide.T)
     assert (error <= halves @ np.abs(wide).T + room(columns, weight)[:5]).all()
     assert error.max() > 0
@@ -205,16 +221,6 @@ def test_a_token_has_the_same_product_in_any_company(name):
         np.testing.assert_array_equal(linear(x[start:stop], weight), together[start:stop])
 
 
-def test_products_do_not_depend_on_how_they_are_dealt_out():
-    rng = np.random.default_rng(6)
-    weight, _ = random_weight(rng, "Q4_K", 200, 256)
-    x = quantise(floats(rng, 3, 256), 256)
-    outs = [np.empty((3, 200), np.float32) for _ in range(4)]
-    for shares, out in zip((1, 2, 3, 7), outs, strict=True):
-        product(weight.data, shares, x.count, x.codes, x.sums, x.totals, x.steps, out)
-        np.testing.assert_array_equal(out, outs[0])
-
-
 def test_project_mixes_packed_formats_and_plain_ones():
     rng = np.random.default_rng(7)
     weights = [random_weight(rng, name, rows, 256) for name, rows in (("Q4_K", 40), ("Q8_0", 33), ("Q6_K", 16))]
@@ -266,3 +272,84 @@ def test_embed_returns_the_rows_of_a_packed_table_exactly(name):
     assert isinstance(weight, PackedMatrix)
     found = embed(np.array([39, 0, 16, 16], np.int32), weight)
     np.testing.assert_array_equal(found, wide[[39, 0, 16, 16]].astype(np.float32))
+
+
+# ---- weights that are floats ---------------------------------------------------------------------------------------
+
+
+def float_weight(rng, name, rows, columns):
+    """Return a packed weight of floats, and its values in float64."""
+    wide = floats(rng, rows, columns)
+    if name == "BF16":
+        wide = (wide.view(np.uint32) & 0xFFFF0000).view(np.float32)
+        raw = (wide.view(np.uint32) >> 16).astype(np.uint16)
+    else:
+        raw = wide.astype({"F16": np.float16, "F32": np.float32}[name])
+    data = raw.view(np.uint8).reshape(rows, -1)
+    data.flags.writeable = False
+    return packed(by_name(name), data), raw.astype(np.float64) if name != "BF16" else wide.astype(np.float64)
+
+
+def assert_close(found, x, wide):
+    """Assert a float32 product: each of the D sums may round the sum of magnitudes so far."""
+    x = x.astype(np.float64)
+    room = x.shape[1] * ROUNDING * np.abs(x) @ np.abs(wide).T
+    assert (np.abs(found - x @ wide.T) <= room).all()
+
+
+@pytest.mark.parametrize("name", sorted(WIDE_FORMATS))
+@kernels
+@given(T=tokens, rows=st.integers(1, 70), columns=st.integers(1, 300), seed=seeds)
+def test_a_product_with_floats_is_float32_s(name, T, rows, columns, seed):
+    rng = np.random.default_rng(seed)
+    weight, wide = float_weight(rng, name, rows, columns)
+    x = floats(rng, T, columns)
+    assert_close(linear(x, weight), x, wide)
+
+
+@pytest.mark.parametrize("name", sorted(WIDE_FORMATS))
+def test_a_token_has_the_same_product_with_floats_in_any_company(name):
+    rng = np.random.default_rng(12)
+    weight, _ = float_weight(rng, name, 40, 200)
+    x = floats(rng, 20, 200)
+    together = linear(x, weight)
+    for start, stop in ((0, 1), (1, 3), (3, 6), (6, 11), (11, 20)):
+        np.testing.assert_array_equal(linear(x[start:stop], weight), together[start:stop])
+
+
+# ---- many at once --------------------------------------------------------------------------------------------------
+
+
+def test_products_do_not_depend_on_what_is_dealt_out_with_them():
+    """Shares of the work begin and end anywhere in the heap, also between two weights."""
+    rng = np.random.default_rng(6)
+    weights = [random_weight(rng, name, rows, 256)[0] for name, rows in (("Q4_K", 200), ("Q8_0", 8), ("Q4_K", 333))]
+    weights.append(float_weight(rng, "F16", 100, 256)[0])
+    x = floats(rng, 9, 256)
+    together = project(x, *[(weight, None) for weight in weights])
+    for weight, found in zip(weights, together, strict=True):
+        np.testing.assert_array_equal(found, linear(x, weight))
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "F16"])
+def test_more_tokens_than_stay_in_cache_together_have_their_own_products(name):
+    """Tokens are multiplied in blocks then."""
+    rng, columns = np.random.default_rng(13), 8192
+    weight = (float_weight if name == "F16" else random_weight)(rng, name, 33, columns)[0]
+    x = floats(rng, 2 * (RESIDENT // columns) + 5, columns)
+    found = linear(x, weight)
+    for first in range(0, len(x), 50):
+        np.testing.assert_array_equal(found[first : first + 3], linear(x[first : first + 3], weight))
+
+
+@pytest.mark.parametrize("T", [1, 7, 40])
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "BF16"])
+def test_a_gate_and_its_other_half_in_one_pass_are_what_they_are_in_two(name, activation, T):
+    rng = np.random.default_rng(14)
+    make = float_weight if name == "BF16" else random_weight
+    gate, up = (make(rng, name, 70, 512)[0] for _ in range(2))
+    x = floats(rng, T, 512)
+    expected = linear(x, gate)
+    activate_in_place(expected, activation, times=linear(x, up))
+    np.testing.assert_array_equal(multiply_gated(x, gate.job, up.job, FORMS[activation]), expected)

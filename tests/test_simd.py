@@ -10,12 +10,14 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from llvmlite import ir
+from numba import njit, types
 from numba.core import config
+from numba.extending import intrinsic
 
-from puna.core.tensor import activate, attend, linear
+from puna.core.tensor import activate, attend, linear, simd
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu_attention import CpuSeen, CpuSpans
-from puna.core.tensor.simd import BYTE, CODES, INTS, Emitter, features
+from puna.core.tensor.simd import BYTE, CODES, INTS, Emitter, features, vector
 from puna.core.tensor.tiles import ElementType, new_tiles, store
 
 from .packed import packed, random_blocks
@@ -151,3 +153,55 @@ def test_features_are_those_of_the_processor_that_numba_compiles_for(monkeypatch
         assert features() == {feature for feature, on in llvm.get_host_cpu_features().items() if on}
     finally:
         features.cache_clear()
+
+
+# ---- float16, where the processor has no instruction for it ----------------------------------------------------------
+
+
+def converted_without_instructions(monkeypatch, convert, x, result):
+    """Return convert, from_half or to_half, of each element of x, as it is emitted for old processors."""
+    monkeypatch.setattr(simd, "_native_halves", lambda: False)
+    source, target = (ir.HalfType(), ir.FloatType()) if result is np.float32 else (ir.FloatType(), ir.HalfType())
+
+    @intrinsic
+    def one(typing, array, at, out):
+        def emit(context, builder, signature, args):
+            e = Emitter(builder)
+            size, written = x.dtype.itemsize, np.dtype(result).itemsize
+            found = e.load(vector(source), e.address(context, signature.args[0], args[0], args[1], size))
+            value = convert(builder, found)
+            assert value.type == vector(target)
+            e.store(value, e.address(context, signature.args[2], args[2], args[1], written))
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, out), emit
+
+    @njit
+    def every(array, out):
+        for at in range(0, array.size, 16):
+            one(array, at, out)
+
+    out = np.empty(x.size, np.dtype(f"u{np.dtype(result).itemsize}"))
+    every(x.view(f"u{x.dtype.itemsize}"), out)
+    return out.view(result)
+
+
+def test_every_float16_is_widened_exactly(monkeypatch):
+    x = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    found = converted_without_instructions(monkeypatch, simd.from_half, x, np.float32)
+    np.testing.assert_array_equal(found, x.astype(np.float32))  # a NaN equals a NaN
+    np.testing.assert_array_equal(np.signbit(found), np.signbit(x))
+
+
+def test_floats_are_rounded_to_float16_half_to_even(monkeypatch):
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    every = every[np.isfinite(every)]
+    between = (every[:-1].astype(np.float64) + every[1:]) / 2
+    around = [np.nextafter(between.astype(np.float32), np.float32(side)) for side in (-np.inf, np.inf)]
+    random = np.random.default_rng(0).integers(0, 1 << 32, 1 << 16, np.uint32).view(np.float32)
+    edges = np.float32([65519, 65520, 1e9, np.inf, np.nan])
+    x = np.concatenate([every, between.astype(np.float32), *around, random, edges])
+    x = np.concatenate([x, np.zeros(-len(x) % 16, np.float32)])
+    with np.errstate(over="ignore", invalid="ignore"):
+        wanted = x.astype(np.float16)
+    np.testing.assert_array_equal(converted_without_instructions(monkeypatch, simd.to_half, x, np.float16), wanted)

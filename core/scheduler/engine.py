@@ -18,7 +18,7 @@ from ..memory.cache import ElementType, Rows, SequenceCache, StepView
 from ..model import LoadedModel
 from ..protocols import Tokenizer
 from ..tensor.sampling import BadLogits, log_probabilities, sample
-from ..tensor.threads import use_threads
+from ..tensor.team import use_threads
 from .messages import Failed, FailureKind, Finished, FinishReason, Piece, SampledLogprob, TokenLogprob
 from .plan import Limits, Scheduler, Share
 from .sequence import Sequence

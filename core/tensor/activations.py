@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
+import numpy.typing as npt
 
 from .jit import FAST, kernel
+from .team import shared, spread
+
+Floats = npt.NDArray[np.float32]
+
+LITTLE = 1 << 15  # numbers that one thread is done with before others have looked up
+PIECE = 1 << 13  # numbers that a thread takes at once, about
+
+
+def each(rows: int, size: int) -> int:
+    """Return how many of `rows` rows of `size` numbers a thread takes at once: all of them if they are few."""
+    return max(1, rows if rows * size < LITTLE else PIECE // size)
 
 
 @kernel(fastmath=FAST)
@@ -20,17 +31,18 @@ def norm_row(x, weight, eps, out):
 
 
 @kernel
-def norm_few_rows(x, weight, eps, out):
-    """`norm_row` for each row of x, [R, D], on this thread: waking others costs more than a few rows."""
-    for row in range(x.shape[0]):
+def norm_some_rows(x, weight, eps, out, each, item):
+    """`norm_row` for `each` rows of x, [R, D]."""
+    for row in range(item * each, min(x.shape[0], item * each + each)):
         norm_row(x[row], weight, eps, out[row])
 
 
-@kernel(parallel=True)
-def norm_rows(x, weight, eps, out):
+share_norms = shared(norm_some_rows)
+
+
+def norm_rows(x: Floats, weight: Floats, eps: np.float32, out: Floats) -> None:
     """`norm_row` for each row of x, [R, D]."""
-    for row in prange(x.shape[0]):
-        norm_row(x[row], weight, eps, out[row])
+    spread(share_norms, len(x), each(*x.shape), x, weight, eps, out)
 
 
 @kernel(fastmath=FAST)
@@ -49,17 +61,18 @@ def layer_norm_row(x, weight, bias, eps, out):
 
 
 @kernel
-def layer_norm_few_rows(x, weight, bias, eps, out):
-    """`layer_norm_row` for each row of x, [R, D], on this thread."""
-    for row in range(x.shape[0]):
+def layer_norm_some_rows(x, weight, bias, eps, out, each, item):
+    """`layer_norm_row` for `each` rows of x, [R, D]."""
+    for row in range(item * each, min(x.shape[0], item * each + each)):
         layer_norm_row(x[row], weight, bias, eps, out[row])
 
 
-@kernel(parallel=True)
-def layer_norm_rows(x, weight, bias, eps, out):
+share_layer_norms = shared(layer_norm_some_rows)
+
+
+def layer_norm_rows(x: Floats, weight: Floats, bias: Floats, eps: np.float32, out: Floats) -> None:
     """`layer_norm_row` for each row of x, [R, D]."""
-    for row in prange(x.shape[0]):
-        layer_norm_row(x[row], weight, bias, eps, out[row])
+    spread(share_layer_norms, len(x), each(*x.shape), x, weight, bias, eps, out)
 
 
 @kernel(fastmath=FAST)
@@ -77,14 +90,15 @@ def rotate_token(x, cos, sin, interleaved, out):
 
 
 @kernel
-def rotate_few(x, cos, sin, interleaved, out):
-    """`rotate_token` for each token of x, [T, heads, E], on this thread."""
-    for t in range(x.shape[0]):
+def rotate_some(x, cos, sin, interleaved, out, each, item):
+    """`rotate_token` for `each` tokens of x, [T, heads, E]."""
+    for t in range(item * each, min(x.shape[0], item * each + each)):
         rotate_token(x[t], cos[t], sin[t], interleaved, out[t])
 
 
-@kernel(parallel=True)
-def rotate(x, cos, sin, interleaved, out):
+share_rotations = shared(rotate_some)
+
+
+def rotate(x: Floats, cos: Floats, sin: Floats, interleaved: bool, out: Floats) -> None:
     """`rotate_token` for each token of x, [T, heads, E]."""
-    for t in prange(x.shape[0]):
-        rotate_token(x[t], cos[t], sin[t], interleaved, out[t])
+    spread(share_rotations, len(x), each(len(x), x[0].size), x, cos, sin, interleaved, out)

@@ -9,7 +9,6 @@ Source: flash-decoding (pieces along the positions), "Flash-Decoding for long-co
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from .attention_block import (
     SEGMENT,
@@ -27,6 +26,7 @@ from .attention_block import (
 )
 from .attention_micro import take
 from .jit import kernel
+from .team import shared, threads_of
 
 ENOUGH = 4  # pieces for each thread
 
@@ -92,7 +92,7 @@ def attend_piece(block, q, tiles, spans, table, sight, scale, bend_to, piece, he
 
 
 @kernel
-def take_pieces(q, tiles, spans, table, sight, scale, bend_to, pieces, counter, states, out):
+def take_pieces(q, tiles, spans, table, sight, scale, bend_to, pieces, counter, states, out, thread):
     """Compute pieces until none is left. Whole blocks are written to out; of parts, states keeps what they end with."""
     K = tiles.keys.shape[1]
     block = new_block(q.shape[1] // K, most_tokens(pieces), q.shape[2], tiles.values.shape[3])
@@ -123,32 +123,27 @@ def join_parts(q, tiles, pieces, states, out):
                 write_rows(block, head, token, tokens, out)
 
 
+share_pieces = shared(take_pieces)
+
+
 @kernel
-def attend_few(q, tiles, spans, table, sight, scale, bend_to, out):
-    """`attend_spans` on this thread."""
-    blocks = whole_blocks(spans, sight, tokens_of_block(q.shape[1] // tiles.keys.shape[1]))
-    counter, states = np.zeros(1, np.int64), np.empty((0, 0), np.float32)
-    take_pieces(q, tiles, spans, table, sight, scale, bend_to, blocks, counter, states, out)
-
-
-@kernel(parallel=True)
-def attend_spans(q, tiles, spans, table, sight, scale, bend_to, threads, out):
+def attend_spans(team, q, tiles, spans, table, sight, scale, bend_to, alone, out):
     """Attention of the rows of several sequences.
 
     q: [T, H, E] float32. tiles: `Tiles`. spans: int32 [n, 4], of each sequence its first row, the row behind its last,
     the position of the first, and where its tiles begin in `table`, int32: positions 16 i to 16 i + 15 lie in tile
     table[i]. sight: `Sight`. scale: of the scores, times log2(e) / bend_to. bend_to: 0, or what limits the scores,
-    times log2(e). out: [T, H, V] float32 with V up to the values' F.
+    times log2(e). alone: on this thread. out: [T, H, V] float32 with V up to the values' F. team: its table.
     """
+    threads = 1 if alone else threads_of(team)
     K, group = tiles.keys.shape[1], q.shape[1] // tiles.keys.shape[1]
     pieces = whole_blocks(spans, sight, tokens_of_block(group))
-    whole = len(pieces) * K >= ENOUGH * threads
+    whole = threads == 1 or len(pieces) * K >= ENOUGH * threads
     if not whole:
         pieces = cut_at_segments(pieces)
     size = state_size(rows_of_block(group, most_tokens(pieces)), tiles.values.shape[3])
     states = np.empty((0 if whole else len(pieces) * K, size), np.float32)
     counter = np.zeros(1, np.int64)
-    for _ in prange(threads):
-        take_pieces(q, tiles, spans, table, sight, scale, bend_to, pieces, counter, states, out)
+    share_pieces(team, threads, (q, tiles, spans, table, sight, scale, bend_to, pieces, counter, states, out))
     if not whole:
         join_parts(q, tiles, pieces, states, out)

@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .simd import BYTE, FLOAT, FLOATS, HALF, INT, INTS, LANES, Emitter, exp2, features, tanh, vector
+from .simd import BYTE, FLOAT, FLOATS, HALF, INT, INTS, LANES, Emitter, exp2, features, from_half, tanh, vector
 
 GROUP = 4  # tiles that are looked at together: one softmax for each
 WIDE = "avx512f" in features()  # 32 registers of 16 lanes
@@ -45,7 +45,7 @@ def widen(typing: Any, source: Any, at: Any, ahead: Any, vectors: Any, memory: A
         def read(index: Any) -> Any:
             e.prefetch(e.move(later, index, size), 0)
             found = e.load(kept, e.move(start, index, size))
-            return found if kept is FLOATS else builder.fpext(found, FLOATS)
+            return found if kept is FLOATS else from_half(builder, found)
 
         return _widened(e, args[3], read, target)
 
@@ -68,7 +68,7 @@ def widen_codes(
         start, later = (e.address(context, signature.args[0], args[0], args[i]) for i in (1, 2))
         place = e.address(context, signature.args[4], args[4], args[5], 2)
         target = e.address(context, signature.args[7], args[7], args[8], 4)
-        scale = e.halves(place) if scaled == LANES else e.splat(builder.fpext(e.load(HALF, place), FLOAT))
+        scale = e.halves(place) if scaled == LANES else e.splat(from_half(builder, e.load(HALF, place)))
 
         def read(index: Any) -> Any:
             e.prefetch(e.move(later, index, LANES), 0)

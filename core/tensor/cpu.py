@@ -9,14 +9,15 @@ import numpy.typing as npt
 
 from ..errors import BadModel
 from . import cpu_attention, cpu_vision, ops  # noqa: F401 - attention and what encoders use register themselves
-from .activations import norm_few_rows, norm_rows, rotate, rotate_few
+from .activations import norm_rows, rotate
+from .arena import Arena
 from .blocks import BlockFormat, by_name
 from .decode import KINDS, decode_tensor
 from .kernels import few_rows_product, gather_rows, widen_rows
-from .layouts import LAYOUTS, Layout
+from .layouts import LAYOUTS, WIDE_FORMATS
 from .packing import pack
-from .pointwise import LITTLE, activate_in_place
-from .product import Quantised, multiply_packed, quantise
+from .pointwise import FORMS, activate_in_place
+from .product import Job, job_of, multiply_all, multiply_gated
 from .rope import RopeTable
 from .source import TensorInfo, WeightSource
 
@@ -40,13 +41,13 @@ class CpuMatrix:
         return int(self.data.nbytes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedMatrix:
-    """A weight [out, in] packed for products with 8-bit activations, and its rows in the file for `embed`."""
+    """A weight [out, in] packed for products, and its rows in the file for `embed`."""
 
     rows: CpuMatrix
-    layout: Layout
-    data: npt.NDArray[np.void]  # records [groups, units]
+    data: npt.NDArray[np.void]  # records [pairs, units, 2]
+    job: Job  # what products have to know of it
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,6 +60,13 @@ class PackedMatrix:
         return int(self.data.nbytes)
 
 
+def are_alike(gate: object, up: object) -> bool:
+    """Whether both are packed in the same way and of one shape: then one pass computes a gate and its other half."""
+    if not (isinstance(gate, PackedMatrix) and isinstance(up, PackedMatrix)):
+        return False
+    return (gate.shape, gate.data.dtype) == (up.shape, up.data.dtype)
+
+
 AnyMatrix = CpuMatrix | PackedMatrix
 
 
@@ -67,14 +75,14 @@ class CpuLoader:
 
     def __init__(self, *, precise: bool = False) -> None:
         """precise: compute with float32 activations and exact weights, for comparisons with references."""
-        self._precise = precise
+        self._precise, self._arena = precise, Arena()
 
     def matrix(self, source: WeightSource, info: TensorInfo) -> AnyMatrix:
         """Return a [out, in] weight: packed if its format has a layout, else as it lies in the file."""
         plain = self._plain(source, info)
-        if self._precise or info.format.name not in LAYOUTS:
+        if self._precise or (plain.format.name not in LAYOUTS and plain.format.name not in WIDE_FORMATS):
             return plain
-        packed = PackedMatrix(plain, LAYOUTS[info.format.name], pack(plain.data, info.format))
+        packed = packed_matrix(plain, self._arena)
         source.release(info.name)
         return packed
 
@@ -93,6 +101,12 @@ class CpuLoader:
     def array(self, source: WeightSource, info: TensorInfo) -> Floats:
         """Return a small tensor as float32, in memory of its own."""
         return decode_tensor(source.raw(info.name), info.format, info.shape)
+
+
+def packed_matrix(rows: CpuMatrix, arena: Arena | None = None) -> PackedMatrix:
+    """Return rows as products want them, in memory of the arena."""
+    data = pack(rows.data, rows.format, arena)
+    return PackedMatrix(rows, data, job_of(data, rows.shape[0]))
 
 
 @ops.embed.register(np.ndarray)
@@ -114,19 +128,15 @@ def linear(x: Floats, weight: AnyMatrix, bias: Floats | None = None) -> Floats:
 
 @ops.project.register(np.ndarray)
 def project(x: Floats, *parts: tuple[AnyMatrix, Floats | None]) -> tuple[Floats, ...]:
-    """Return the product with each weight, plus its bias; x is quantised once for all weights with the same unit."""
+    """Return the product with each weight, plus its bias: one parallel loop for all that are packed."""
     x = np.ascontiguousarray(x)
-    quantised: dict[int, Quantised] = {}
+    for weight, _ in parts:
+        assert x.shape[1] == weight.shape[1], (x.shape, weight.shape)
+    packed = [weight.job for weight, _ in parts if isinstance(weight, PackedMatrix)]
+    found = iter(multiply_all(x, packed) if packed else ())
     outs = []
     for weight, bias in parts:
-        assert x.shape[1] == weight.shape[1], (x.shape, weight.shape)
-        if isinstance(weight, PackedMatrix):
-            unit = weight.layout.unit
-            if unit not in quantised:
-                quantised[unit] = quantise(x, unit)
-            out = multiply_packed(quantised[unit], weight.data, weight.shape[0])
-        else:
-            out = _plain_product(x, weight)
+        out = next(found) if isinstance(weight, PackedMatrix) else _plain_product(x, weight)
         if bias is not None:
             out += bias
         outs.append(out)
@@ -155,7 +165,7 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     """Return x scaled to unit root mean square over the last dimension, times weight."""
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
     out = np.empty_like(rows)
-    (norm_few_rows if rows.size < LITTLE else norm_rows)(rows, weight, np.float32(eps), out)
+    norm_rows(rows, weight, np.float32(eps), out)
     return out.reshape(x.shape)
 
 
@@ -172,8 +182,12 @@ def gated_mlp(
     """Return down(activation(gate(x)) · up(x))."""
     inner: Floats
     wide: Floats
-    inner, wide = project(x, (gate, biases[0]), (up, biases[1]))
-    activate_in_place(inner, activation, times=wide)
+    if biases[0] is None and biases[1] is None and are_alike(gate, up):
+        assert isinstance(gate, PackedMatrix) and isinstance(up, PackedMatrix)
+        inner = multiply_gated(np.ascontiguousarray(x), gate.job, up.job, FORMS[activation])
+    else:
+        inner, wide = project(x, (gate, biases[0]), (up, biases[1]))
+        activate_in_place(inner, activation, times=wide)
     y: Floats = linear(inner, down, biases[2])
     return y
 
@@ -200,6 +214,5 @@ def rope(x: Floats, rotation: CpuRotation) -> Floats:
     """Return x, [T, heads, E], with its first n dimensions turned."""
     x = np.ascontiguousarray(x)
     out = np.empty_like(x)
-    turn = rotate_few if x.size < LITTLE else rotate
-    turn(x, rotation.cos, rotation.sin, rotation.table.pairing == "interleaved", out)
+    rotate(x, rotation.cos, rotation.sin, rotation.table.pairing == "interleaved", out)
     return out

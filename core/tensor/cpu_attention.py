@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import get_num_threads
 
 from ..errors import BadModel
 from . import ops
-from .attention import attend_few, attend_spans
+from .attention import attend_spans
 from .attention_block import Sight
 from .simd import LANES
+from .team import TEAM
 from .tiles import Tiles, new_tiles, store
 
 Floats = npt.NDArray[np.float32]
@@ -58,10 +58,8 @@ def attend(q: Floats, seen: CpuSeen, *, scale: float, soft_cap: float | None = N
         if H % K or size != E:  # the kernel trusts its shapes
             raise BadModel(f"attention of {H} query heads of {E} over {K} key heads of {size}: they do not fit")
         work = q, span.tiles, span.rows, span.table, sight, np.float32(factor), np.float32(bend_to)
-        if T * H * E * LANES * len(span.table) < LITTLE:
-            attend_few(*work, out)
-        else:
-            attend_spans(*work, get_num_threads(), out)
+        alone = T * H * E * LANES * len(span.table) < LITTLE
+        attend_spans(TEAM.ready(), *work, alone, out)
     return out.reshape(T, -1)
 
 

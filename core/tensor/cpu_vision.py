@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from ..errors import BadModel
 from . import ops
-from .activations import layer_norm_few_rows, layer_norm_rows
-from .pointwise import LITTLE, activate_in_place
+from .activations import layer_norm_rows
+from .pointwise import activate_in_place
 
 Floats = npt.NDArray[np.float32]
 
@@ -20,8 +20,7 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats | None, eps: float) -> Fl
     """Return x with mean 0 and variance 1 over the last dimension, times weight, plus bias."""
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
     out = np.empty_like(rows)
-    norm = layer_norm_few_rows if rows.size < LITTLE else layer_norm_rows
-    norm(rows, weight, np.zeros_like(weight) if bias is None else bias, np.float32(eps), out)
+    layer_norm_rows(rows, weight, np.zeros_like(weight) if bias is None else bias, np.float32(eps), out)
     return out.reshape(x.shape)
 
 

@@ -6,13 +6,13 @@ cache lives in a folder named by a hash of every source of this package, the ver
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -45,14 +45,16 @@ def _processor() -> tuple[str, str]:
 KERNELS = cache_folder()  # of this process: the sources may change while it runs
 
 
-def _prepare() -> None:
-    """Point numba at our cache folder and make TBB, which the wheel puts where the loader does not look, available."""
-    config.CACHE_DIR = str(KERNELS)  # type: ignore[attr-defined]
-    library = Path(sys.prefix) / "lib" / "libtbb.so.12"
-    if library.exists():
-        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-
-
-_prepare()
+config.CACHE_DIR = str(KERNELS)  # type: ignore[attr-defined]
 
 kernel: Callable[..., Any] = partial(numba.njit, cache=True, nogil=True)
+
+
+def specialised(template: Any, name: str, **constants: object) -> Any:
+    """Return a function like template, with constants among its globals, under a name of its own.
+
+    A closure would do, but numba does not find one in its cache again if it holds another kernel.
+    """
+    made = FunctionType(template.__code__, {**template.__globals__, **constants}, name)
+    made.__qualname__, made.__module__ = name, template.__module__
+    return made

@@ -16,6 +16,8 @@ from numba import types
 from numba.core import errors
 from numba.extending import intrinsic, models, overload, register_model
 
+from .simd import from_half
+
 LANES = 16
 
 _intrinsic: Callable[..., Any] = intrinsic  # the arguments of a call from a kernel are not those of the definition
@@ -81,13 +83,13 @@ u8 = _loader(_BYTE, types.int32, lambda builder, v: builder.zext(v, _INT))
 i8 = _loader(_BYTE, types.int32, lambda builder, v: builder.sext(v, _INT))
 u16 = _loader(_SHORT, types.int32, lambda builder, v: builder.zext(v, _INT))
 u32 = _loader(_INT, types.uint32, lambda builder, v: v)
-f16 = _loader(_HALF, types.float32, lambda builder, v: builder.fpext(v, _FLOAT))
+f16 = _loader(_HALF, types.float32, from_half)
 f32 = _loader(_FLOAT, types.float32, lambda builder, v: v)
 
 u8x16 = _loader(_vector(_BYTE), codes, lambda builder, v: builder.zext(v, _INTS))
 i8x16 = _loader(_vector(_BYTE), codes, lambda builder, v: builder.sext(v, _INTS))
 u16x16 = _loader(_vector(_SHORT), codes, lambda builder, v: builder.zext(v, _INTS))
-f16x16 = _loader(_vector(_HALF), reals, lambda builder, v: builder.fpext(v, _FLOATS))
+f16x16 = _loader(_vector(_HALF), reals, from_half)
 f32x16 = _loader(_FLOATS, reals, lambda builder, v: v)
 
 

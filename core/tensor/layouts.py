@@ -1,6 +1,7 @@
 """Packed weights: one layout for each block format, made when a model is loaded, read by every product.
 
-Sixteen rows form a group, one row a lane. A group is a run of units of 32 or 256 columns, each a record of
+Sixteen rows form a group, one row a lane, and two groups a pair. A pair is a run of units of 32 or 256 columns, first
+one group's, then the other's, so that a product reads memory from one end to the other. Each is a record of
 
     d     [16] float16             scale of each row, or [16] uint8 exponents
     m     [16] float16             if the format has minimums
@@ -26,6 +27,7 @@ from numba.core import errors
 from .blocks import by_name
 
 GROUP = 16  # rows
+PAIR = 2  # groups that are multiplied together, and whose records alternate
 SUB = 32  # columns of a sub-block: the codes that one call of a micro-kernel consumes
 STEPS = SUB // 4
 
@@ -55,6 +57,11 @@ class Layout:
     def subs(self) -> int:
         """Scales of one row in a record."""
         return self.unit // self.sub
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return sum(self.planes)
 
     @property
     def places(self) -> dict[str, int]:
@@ -97,9 +104,36 @@ LAYOUTS = {
 }
 
 
-def layout_of(data: Any) -> Layout:
-    """Return the layout that an array type of packed weights names."""
+@dataclass(frozen=True)
+class WideFormat:
+    """How weights that are floats are packed: records of 32 columns, [32, 16]."""
+
+    name: str
+    nbytes: int  # of one weight
+
+    @property
+    def dtype(self) -> np.dtype[np.void]:
+        """The record."""
+        return np.dtype([(self.name, np.uint8, (SUB * GROUP * self.nbytes,))])
+
+
+WIDE_FORMATS = {form.name: form for form in (WideFormat("F32", 4), WideFormat("F16", 2), WideFormat("BF16", 2))}
+
+
+def record_of(name: str) -> np.dtype[np.void]:
+    """Return the record of a block format."""
+    return (WIDE_FORMATS[name] if name in WIDE_FORMATS else LAYOUTS[name]).dtype
+
+
+def name_of_records(data: np.ndarray[Any, np.dtype[np.void]]) -> str:
+    """Return the block format of packed weights."""
+    (name,) = data.dtype.names or ()
+    return name
+
+
+def name_of(data: Any) -> str:
+    """Return the block format that an array type of packed weights names."""
     if isinstance(data, types.Array) and isinstance(data.dtype, types.Record):
         (name,) = data.dtype.fields
-        return LAYOUTS[name]
+        return str(name)
     raise errors.TypingError(f"expected packed weights, got {data}")

@@ -3,6 +3,10 @@
 `unpack` turns one record of sixteen rows into bytes that `dot4` takes, once; `multiply` uses them for up to six
 columns of activations. Both work on a pair of groups: two weight vectors share each broadcast of activations, which is
 what keeps the dot unit busier than the load ports.
+
+Where each sum of 32 columns has a step size of its own, sums are not converted from integers to floats: they begin at
+the bits of 1.5 · 2^23, a float whose last place is worth 1, so that what is added to the bits is added to the number.
+The multiply-add that applies the step takes 1.5 · 2^23 steps away again, which is exact.
 """
 
 from __future__ import annotations
@@ -15,63 +19,87 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .layouts import GROUP, STEPS, SUB, Layout, layout_of
+from .layouts import GROUP, LAYOUTS, PAIR, STEPS, SUB, Layout
 from .simd import BYTE, BYTES, CODES, FLOAT, FLOATS, INT, INTS, LANES, Emitter, vector
 
-PAIR = 2  # groups that are multiplied together
 VECTOR = 4 * GROUP  # bytes of sixteen float32
 AHEAD = 6144  # bytes of weights that are asked for before they are unpacked: the time memory takes to answer
+CHUNK = 8  # sub-blocks of 32 columns that are unpacked at once: 16 KB of codes for a pair stay in the first cache
+CHAINS = 6  # sums that grow side by side at least: a dot instruction takes five cycles, and two begin in each
+
+ONE = 0x4B400000  # the bits of 1.5 * 2^23
+ORIGIN = 1.5 * 2.0**23
+
+# What is unpacked, in bytes of one array.
+SCALES_AT = CHUNK * STEPS * PAIR * BYTES  # float32 [scales, PAIR, 16]; codes lie before, [CHUNK, STEPS, PAIR, 64]
+LOWS_AT = SCALES_AT + 2 * CHUNK * PAIR * VECTOR  # minimums: float32 [scales, PAIR, 16], or pairs of int16
+HEADS_AT = LOWS_AT + CHUNK * PAIR * VECTOR  # float32 [PAIR, 16]: minus the scale of a unit's minimums
+UNPACKED = HEADS_AT + PAIR * VECTOR
+
+SUMS = 3  # of each 32 codes: of the first half, the second, and both
+PAIRS = 12  # of int16 for each unit of 256 codes: the sums of 16 codes, two by two, then those of 32
 
 
-@intrinsic
-def unpack(
-    typing: Any, data: Any, group: Any, unit: Any, lane: Any, sub: Any, codes: Any, scales: Any, minimums: Any
-) -> Any:
-    """Write one record's codes as bytes and its scales and minimums as float32, for place `lane` (0 or 1) of a pair.
+@intrinsic(prefer_literal=True)
+def unpack(typing: Any, name: Any, records: Any, record: Any, lane: Any, sub: Any, unpacked: Any) -> Any:
+    """Write one record's codes as bytes and its scales as float32, for place `lane` (0 or 1) of a pair.
 
-    They go to sub-block `sub` (of 32 columns) and those behind it.
-
-    data: records [groups, units]. codes: uint8 [subs of 32, STEPS, PAIR, 64]. scales, minimums: float32
-    [scales of a row, PAIR, 16].
+    They go to sub-block `sub` (of 32 columns) and those behind it. name: of the block format; records: address of
+    packed weights; unpacked: uint8, laid out as said above. Codes fill the upper bits of their bytes, so that every
+    offset is 128; scales are as much less.
     """
-    layout = layout_of(data)
+    layout = LAYOUTS[name.literal_value]
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder)
-        data_, group_, unit_, lane_, sub_, codes_, scales_, minimums_ = args
-        units = builder.extract_value(context.make_array(signature.args[0])(context, builder, data_).shape, 1)
-        record = builder.add(builder.mul(group_, units), unit_)
-        source = e.address(context, signature.args[0], data_, record, layout.places["end"])
+        _, records_, record_, lane_, sub_, unpacked_ = args
+        source = e.address(context, signature.args[1], records_, record_, layout.places["end"])
+        start = e.address(context, signature.args[5], unpacked_)
         scale_at = builder.add(builder.mul(sub_, ir.Constant(sub_.type, SUB // layout.sub * PAIR)), lane_)
-        target = e.move(e.address(context, signature.args[5], codes_, lane_, BYTES), sub_, STEPS * PAIR * BYTES)
-        for offset in range(0, layout.places["end"], BYTES):
-            e.prefetch(source, AHEAD // layout.places["end"] * layout.places["end"] + offset)
-        for sub in range(layout.unit // SUB):
-            for step in range(STEPS):
-                e.store(_code(e, layout, source, sub, step), target, (sub * STEPS + step) * PAIR * BYTES)
-        _emit_scales(
-            e, layout, source,
-            e.address(context, signature.args[6], scales_, scale_at, VECTOR),
-            e.address(context, signature.args[7], minimums_, scale_at, VECTOR),
-        )  # fmt: skip
+        scales, lows = (e.move(e.move(start, place), scale_at, VECTOR) for place in (INDEX(SCALES_AT), INDEX(LOWS_AT)))
+        target = e.move(e.move(start, lane_, BYTES), sub_, STEPS * PAIR * BYTES)
+        lines, count = range(0, layout.places["end"], BYTES), layout.unit // SUB * STEPS
+        planes = _planes(e, layout, source)
+        for step in range(count):
+            for line in lines[len(lines) * step // count : len(lines) * (step + 1) // count]:
+                e.prefetch(source, AHEAD + line)
+            e.store(_code(e, layout, planes, step), target, step * PAIR * BYTES)
+        for place, values in ((scales, _scales(e, layout, source)), (lows, _lows(e, layout, source))):
+            for i, value in enumerate(values):
+                e.store(value, place, i * PAIR * VECTOR)
+        if layout.minimums and layout.unit > SUB:
+            e.store(_head(e, layout, source), e.move(e.move(start, INDEX(HEADS_AT)), lane_, VECTOR))
         return context.get_dummy_value()
 
-    signature = types.void(data, *[types.intp] * 4, codes, scales, minimums)
-    return signature, emit
+    return types.void(name, *[types.intp] * 4, unpacked), emit
 
 
-def _code(e: Emitter, layout: Layout, source: Any, sub: int, step: int) -> Any:
-    """Return the codes of one step: bits of every plane put together, and looked up where the format has a table."""
-    found, position = None, 0
+INDEX = ir.IntType(64)
+
+
+def _code(e: Emitter, layout: Layout, planes: list[Any], step: int) -> Any:
+    """Return the codes of one step: bits of every plane put together, and looked up where the format has a table.
+
+    planes: where each begins.
+    """
+    found, position = None, 8 - layout.bits if layout.table is None else 0
     for plane, bits in enumerate(layout.planes):
         per = 8 // bits  # steps in a vector
-        at = layout.places[f"plane{plane}"] + (sub * STEPS + step) // per * BYTES
-        part = _field(e, e.load(CODES, source, at), step % per * bits, bits, position)
+        part = _field(e, e.load(CODES, planes[plane], step // per * BYTES), step % per * bits, bits, position)
         found = part if found is None else e.builder.or_(found, part)
         position += bits
     if layout.table is not None:
         return e.lookup([value + layout.offset for value in layout.table], found)
     return found
+
+
+def _planes(e: Emitter, layout: Layout, source: Any, sub: Any = None) -> list[Any]:
+    """Return where each plane of a record begins, or the part of it that belongs to sub-block `sub`."""
+    starts = [e.move(source, INDEX(layout.places[f"plane{i}"])) for i in range(len(layout.planes))]
+    if sub is None:
+        return starts
+    sizes = [STEPS * bits // 8 * BYTES for bits in layout.planes]
+    return [e.move(start, sub, size) for start, size in zip(starts, sizes, strict=True)]
 
 
 def _field(e: Emitter, values: Any, start: int, bits: int, position: int) -> Any:
@@ -86,31 +114,57 @@ def _field(e: Emitter, values: Any, start: int, bits: int, position: int) -> Any
     return values if bits == 8 else e.builder.and_(values, ir.Constant(CODES, [mask] * BYTES))
 
 
-def _emit_scales(e: Emitter, layout: Layout, source: Any, scales: Any, minimums: Any) -> None:
-    """Widen the scales of a record, and its minimums with the sign they are added with."""
+def _scales(e: Emitter, layout: Layout, source: Any) -> list[Any]:
+    """Return the scales of a record as float32, divided by what its codes were multiplied with."""
     b, places = e.builder, layout.places
     if layout.scales == "exponent":
-        e.store(_power_of_two(e, e.load(vector(BYTE), source)), scales)
-        return
-    d = e.halves(source)
-    m = e.halves(source, places["m"]) if layout.minimums else None
+        return [_power_of_two(e, e.load(vector(BYTE), source))]
+    d = _unit_scale(e, layout, source)
     if layout.scales == "half":
-        e.store(d, scales)
-        if m is not None:
-            e.store(m, minimums)
-        return
-    for sub in range(layout.subs):
-        if layout.scales == "integer":
-            sc = e.bytes_as_floats(source, places["sc"] + sub * GROUP, signed=True)
-            mn = e.bytes_as_floats(source, places["mn"] + sub * GROUP, signed=False) if m is not None else None
-        else:
-            both = e.load(vector(BYTE), source, places["sc"] + sub * GROUP)
-            low = b.and_(both, ir.Constant(vector(BYTE), [15] * GROUP))
-            high = b.lshr(both, ir.Constant(vector(BYTE), [4] * GROUP))
-            sc, mn = (e.floats(b.zext(part, INTS)) for part in (low, high))
-        e.store(b.fmul(d, sc), scales, sub * PAIR * VECTOR)
-        if m is not None:
-            e.store(b.fneg(b.fmul(m, mn)), minimums, sub * PAIR * VECTOR)
+        return [d]
+    starts = [places["sc"] + sub * GROUP for sub in range(layout.subs)]
+    return [b.fmul(d, _whole_scale(e, layout, source, start)) for start in starts]
+
+
+def _unit_scale(e: Emitter, layout: Layout, source: Any) -> Any:
+    """Return the scale that a record's integers multiply, divided by what its codes were multiplied with."""
+    d = e.halves(source)
+    if layout.table is None and layout.bits < 8:
+        d = e.builder.fmul(d, ir.Constant(FLOATS, [2.0 ** (layout.bits - 8)] * LANES))
+    return d
+
+
+def _whole_scale(e: Emitter, layout: Layout, source: Any, at: int) -> Any:
+    """Return the integer scales of sixteen rows as float32."""
+    if layout.scales == "integer":
+        return e.bytes_as_floats(source, at, signed=True)
+    low = e.builder.and_(e.load(vector(BYTE), source, at), ir.Constant(vector(BYTE), [15] * GROUP))
+    return e.floats(e.builder.zext(low, INTS))
+
+
+def _lows(e: Emitter, layout: Layout, source: Any) -> list[Any]:
+    """Return the minimums of a record: as float32, or, where they are integers, as int16 in pairs."""
+    b = e.builder
+    if not layout.minimums:
+        return []
+    if layout.scales == "half":
+        return [e.halves(source, layout.places["m"])]
+    found = []
+    for pair in range(layout.subs // 2):
+        words = []
+        for sub in (2 * pair, 2 * pair + 1):
+            name = "mn" if layout.scales == "integer" else "sc"
+            octets = e.load(vector(BYTE), source, layout.places[name] + sub * GROUP)
+            if layout.scales == "nibbles":
+                octets = b.lshr(octets, ir.Constant(vector(BYTE), [4] * GROUP))
+            words.append(b.zext(octets, INTS))
+        found.append(b.or_(words[0], b.shl(words[1], ir.Constant(INTS, [16] * LANES))))
+    return found
+
+
+def _head(e: Emitter, layout: Layout, source: Any) -> Any:
+    """Return what the integer minimums of a record are multiplied with."""
+    return e.builder.fneg(e.halves(source, layout.places["m"]))
 
 
 def _power_of_two(e: Emitter, exponents: Any) -> Any:
@@ -125,153 +179,307 @@ def _power_of_two(e: Emitter, exponents: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def multiply(
-    typing: Any, data: Any, width: Any, codes: Any, scales: Any, minimums: Any, subs: Any, x: Any, x_at: Any,
-    sums: Any, totals: Any, sums_at: Any, steps: Any, steps_at: Any, inner: Any, out: Any, out_at: Any,
+    typing: Any, name: Any, width: Any, unpacked: Any, subs: Any, codes: Any, code_at: Any, starts: Any, start_at: Any,
+    pairs: Any, pair_at: Any, steps: Any, step_at: Any, out: Any, out_at: Any,
 ) -> Any:  # fmt: skip
-    """Add the products of `subs` sub-blocks of a pair of groups with `width` columns of activations.
+    """Add the products of `subs` unpacked sub-blocks of a pair of groups with `width` columns of activations.
 
-    out[j, g, row] += step_j * (scale * (code - offset) · x_j + minimum * sum(x_j)), summed over what was unpacked.
-
-    x: int8 [subs, STEPS, width, 4] from x_at. sums, totals: int32 and float32 [subs, 3, width] from sums_at, the sums
-    of x over the first half of the columns, the second and both. steps: float32 from steps_at, [subs, width] where
-    units have 32 columns, [width] where they have 256: then `inner`, zeros as large as out's part, collects the unit
-    and is zero again afterwards. out: float32 [width, PAIR, 16] from out_at.
+    out[j, g, row] += step_j * (scale * (code - offset) · x_j + minimum * sum(x_j)), summed over what was unpacked. The
+    addresses from codes to steps are those of `Quantised`, and where this tile's part begins. out: float32
+    [width, PAIR, 16].
     """
-    layout, columns = layout_of(data), width.literal_value
-    whole = layout.unit > SUB
+    layout, columns = LAYOUTS[name.literal_value], width.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder)
-
-        def start(position: int, scale: int, offset: Any = None) -> Any:
-            return e.address(context, signature.args[position], args[position], offset, scale)
-
-        at = {
-            "codes": start(2, 1), "scales": start(3, 4), "minimums": start(4, 4), "x": start(6, 1, args[7]),
-            "sums": start(8, 4, args[10]), "totals": start(9, 4, args[10]), "steps": start(11, 4, args[12]),
-        }  # fmt: skip
-        out_ = start(14, 4, args[15])
-        target = start(13, 4) if whole else out_
-        per = SUB // layout.sub
-        strides = {
-            "codes": STEPS * PAIR * BYTES, "scales": per * PAIR * VECTOR, "minimums": per * PAIR * VECTOR,
-            "x": SUB * columns, "sums": 12 * columns, "totals": 12 * columns, "steps": 0 if whole else 4 * columns,
-        }  # fmt: skip
-        with cgutils.for_range(builder, args[5]) as loop:
-            here = {name: e.move(pointer, loop.index, strides[name]) for name, pointer in at.items()}
-            _emit_multiply(e, layout, columns, here | {"out": target})
-        if whole:
-            _emit_close(e, columns, target, at["steps"], out_)
+        weights = Unpacked(e, layout, e.address(context, signature.args[2], args[2]))
+        tile = Tile(e, layout, columns, _addresses(e, context, signature, args, 4))
+        tile.begin()
+        with cgutils.for_range(builder, args[3]) as loop:
+            tile.add_sub_block(weights.at(loop.index), tile.at_sub_block(loop.index))
+        tile.end(weights)
         return context.get_dummy_value()
 
     index = types.intp
-    signature = types.void(
-        data, width, codes, scales, minimums, index, x, index, sums, totals, index, steps, index, inner, out, index
-    )
-    return signature, emit
+    arrays = [item for array in (codes, starts, pairs, steps, out) for item in (array, index)]
+    return types.void(name, width, unpacked, index, *arrays), emit
 
 
-def _emit_multiply(e: Emitter, layout: Layout, columns: int, at: dict[str, Any]) -> None:
-    b = e.builder
-    halves = SUB // layout.sub
-    each = STEPS // halves
-    for half in range(halves):
-        acc = [_start(e, layout, columns, at["sums"], half, j) for j in range(columns)]
-        sums = [[start] * PAIR for start in acc]
-        for step in range(half * each, (half + 1) * each):
-            w = [e.load(CODES, at["codes"], (step * PAIR + g) * BYTES) for g in range(PAIR)]
-            for j in range(columns):
-                x = e.splat(e.load(INT, at["x"], (step * columns + j) * 4))
-                for g in range(PAIR):
-                    sums[j][g] = e.dot4(sums[j][g], w[g], x)
-        place = half * PAIR * VECTOR
-        scales = [e.load(FLOATS, at["scales"], place + g * VECTOR) for g in range(PAIR)]
-        if layout.minimums:
-            minimums = [e.load(FLOATS, at["minimums"], place + g * VECTOR) for g in range(PAIR)]
-        for j in range(columns):
-            if layout.unit == SUB:
-                step_size = e.splat(e.load(FLOAT, at["steps"], j * 4))
-            if layout.minimums:
-                total = e.splat(e.load(FLOAT, at["totals"], (_span(layout, half) * columns + j) * 4))
+@intrinsic(prefer_literal=True)
+def multiply_records(
+    typing: Any, name: Any, width: Any, records: Any, record: Any, codes: Any, code_at: Any, starts: Any, start_at: Any,
+    pairs: Any, pair_at: Any, steps: Any, step_at: Any, out: Any, out_at: Any,
+) -> Any:  # fmt: skip
+    """Do what `unpack` and `multiply` do for one unit of a pair, in registers: for few tokens, which memory binds.
+
+    Nothing is written and read back, so that the processor sees further ahead what memory it will need.
+    """
+    layout, columns = LAYOUTS[name.literal_value], width.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e, size = Emitter(builder), layout.places["end"]
+        sources = [e.address(context, signature.args[2], args[2], args[3], size)]
+        sources.append(e.move(sources[0], INDEX(size)))
+        weights = Records(e, layout, sources)
+        tile = Tile(e, layout, columns, _addresses(e, context, signature, args, 4))
+        tile.begin()
+        with cgutils.for_range(builder, INDEX(layout.unit // SUB)) as loop:
+            tile.add_sub_block(weights.at(loop.index), tile.at_sub_block(loop.index))
+        tile.end(weights)
+        return context.get_dummy_value()
+
+    index = types.intp
+    arrays = [item for array in (codes, starts, pairs, steps, out) for item in (array, index)]
+    return types.void(name, width, records, index, *arrays), emit
+
+
+def _addresses(e: Emitter, context: Any, signature: Any, args: Any, first: int) -> dict[str, Any]:
+    """Return where a tile's codes, starts, pairs, steps and sums lie: arrays and offsets from argument `first` on."""
+    scales = {"codes": 1, "starts": 4, "pairs": 4, "steps": 4, "out": 4}
+    places = range(first, first + 2 * len(scales), 2)
+    return {
+        name: e.address(context, signature.args[i], args[i], args[i + 1], scale)
+        for i, (name, scale) in zip(places, scales.items(), strict=True)
+    }
+
+
+class Unpacked:
+    """What `unpack` wrote, or one sub-block of it."""
+
+    def __init__(self, e: Emitter, layout: Layout, start: Any, index: Any = None) -> None:
+        self._e, self._layout, self._start = e, layout, start
+        if index is not None:
+            self._codes = e.move(start, index, STEPS * PAIR * BYTES)
+            self._scales = e.move(start, index, SUB // layout.sub * PAIR * VECTOR)
+
+    def at(self, index: Any) -> Unpacked:
+        """Return one sub-block of 32 columns."""
+        return Unpacked(self._e, self._layout, self._start, index)
+
+    def code(self, step: int, g: int) -> Any:
+        """Return the codes of four columns."""
+        return self._e.load(CODES, self._codes, (step * PAIR + g) * BYTES)
+
+    def scale(self, half: int, g: int) -> Any:
+        """Return a scale of this sub-block."""
+        return self._e.load(FLOATS, self._scales, SCALES_AT + (half * PAIR + g) * VECTOR)
+
+    def low(self, g: int) -> Any:
+        """Return the minimum of this sub-block."""
+        return self._e.load(FLOATS, self._scales, LOWS_AT + g * VECTOR)
+
+    def pair(self, index: int, g: int) -> Any:
+        """Return two integer minimums of a unit."""
+        return self._e.load(INTS, self._start, LOWS_AT + (index * PAIR + g) * VECTOR)
+
+    def head(self, g: int) -> Any:
+        """Return what a unit's minimums are multiplied with."""
+        return self._e.load(FLOATS, self._start, HEADS_AT + g * VECTOR)
+
+
+class Records:
+    """The same of the records themselves, one of each group: fields are unpacked into registers."""
+
+    def __init__(self, e: Emitter, layout: Layout, sources: list[Any], index: Any = None) -> None:
+        self._e, self._layout, self._sources, self._index = e, layout, sources, index
+        if index is not None:
+            self._planes = [_planes(e, layout, source, index) for source in sources]
+            part = layout.places["end"] * SUB // layout.unit  # the bytes ahead that go with this sub-block
+            for source in sources:
+                ahead = e.move(source, index, part)
+                for line in range(0, part, BYTES):
+                    e.prefetch(ahead, AHEAD + line)
+
+    def at(self, index: Any) -> Records:
+        """Return one sub-block of 32 columns."""
+        return Records(self._e, self._layout, self._sources, index)
+
+    def code(self, step: int, g: int) -> Any:
+        """Return the codes of four columns."""
+        return _code(self._e, self._layout, self._planes[g], step)
+
+    def scale(self, half: int, g: int) -> Any:
+        """Return a scale of this sub-block."""
+        e, layout, source = self._e, self._layout, self._sources[g]
+        if layout.unit == SUB:
+            return _scales(e, layout, source)[0]
+        place = e.move(source, self._index, SUB // layout.sub * GROUP)
+        whole = _whole_scale(e, layout, place, layout.places["sc"] + half * GROUP)
+        return e.builder.fmul(_unit_scale(e, layout, source), whole)
+
+    def low(self, g: int) -> Any:
+        """Return the minimum of this sub-block."""
+        return _lows(self._e, self._layout, self._sources[g])[0]
+
+    def pair(self, index: int, g: int) -> Any:
+        """Return two integer minimums of a unit."""
+        return _lows(self._e, self._layout, self._sources[g])[index]
+
+    def head(self, g: int) -> Any:
+        """Return what a unit's minimums are multiplied with."""
+        return _head(self._e, self._layout, self._sources[g])
+
+
+Weights = Unpacked | Records
+
+
+class Tile:
+    """Emits the product of a pair of groups with a tile of activations: every sum stays in a register throughout."""
+
+    def __init__(self, e: Emitter, layout: Layout, columns: int, at: dict[str, Any]) -> None:
+        self.e, self.layout, self.columns, self.at = e, layout, columns, at
+        self.whole = layout.unit > SUB
+        places = [(j, g) for j in range(columns) for g in range(PAIR)]
+        self.sums = {place: cgutils.alloca_once(e.builder, FLOATS) for place in places}
+
+    def begin(self) -> None:
+        """Start the sums: at what is there already, or, for a unit of 256 columns, at nothing."""
+        for (j, g), variable in self.sums.items():
+            nothing = ir.Constant(FLOATS, [0.0] * LANES)
+            start = nothing if self.whole else self.e.load(FLOATS, self.at["out"], self._place(j, g))
+            self.e.builder.store(start, variable)
+
+    def at_sub_block(self, index: Any) -> dict[str, Any]:
+        """Return where the activations of 32 columns lie."""
+        sizes = {"codes": SUB * self.columns, "starts": 4 * SUMS * self.columns, "steps": 4 * SUMS * self.columns}
+        return {name: self.e.move(self.at[name], index, size) for name, size in sizes.items()}
+
+    def add_sub_block(self, weights: Weights, at: dict[str, Any]) -> None:
+        """Add the products of 32 columns."""
+        halves = SUB // self.layout.sub
+        each = STEPS // halves
+        for half in range(halves):
+            found = self._dots(weights, at, range(half * each, (half + 1) * each), half)
             for g in range(PAIR):
-                place_out = (j * PAIR + g) * VECTOR
-                value = e.floats(sums[j][g])
-                result = e.load(FLOATS, at["out"], place_out)
-                if layout.unit == SUB:
-                    value = b.fmul(value, step_size)
-                if layout.minimums:
-                    m = b.fmul(total, step_size) if layout.unit == SUB else total
-                    result = e.fma(minimums[g], m, result)
-                e.store(e.fma(value, scales[g], result), at["out"], place_out)
+                scale = weights.scale(half, g)
+                for j in range(self.columns):
+                    self._add(j, g, found[j, g], scale, weights, at)
 
+    def _dots(self, weights: Weights, at: dict[str, Any], steps: range, half: int) -> dict[tuple[int, int], Any]:
+        """Return the dot products of these steps; above the bits of ORIGIN, if step sizes are those of 32 columns."""
+        e = self.e
+        chains = max(1, min(len(steps) // 2, CHAINS // len(self.sums)))
+        nothing = ir.Constant(INTS, [0] * LANES)
+        found = {(place, c): nothing for place in self.sums for c in range(chains)}
+        for j, g in self.sums:
+            found[(j, g), 0] = self._start(at["starts"], half, j)
+        for step in steps:
+            w = [weights.code(step, g) for g in range(PAIR)]
+            for j in range(self.columns):
+                x = e.splat(e.load(INT, at["codes"], (step * self.columns + j) * 4))
+                for g in range(PAIR):
+                    key = (j, g), step % chains
+                    found[key] = e.dot4(found[key], w[g], x)
+        return {place: reduce(e.builder.add, [found[place, c] for c in range(chains)]) for place in self.sums}
 
-def _span(layout: Layout, half: int) -> int:
-    """Return which of the three sums covers the columns of one scale."""
-    return 2 if layout.sub == SUB else half
+    def _start(self, starts: Any, half: int, j: int) -> Any:
+        """Return what a dot product begins with: minus the offset's share, if there is one."""
+        if not self.layout.offset:
+            return ir.Constant(INTS, [0 if self.whole else ONE] * LANES)
+        span = 2 if self.layout.sub == SUB else half
+        return self.e.splat(self.e.load(INT, starts, (span * self.columns + j) * 4))
 
+    def _add(self, j: int, g: int, value: Any, scale: Any, weights: Weights, at: dict[str, Any]) -> None:
+        """Add one sub-block's share. value: as `_dots` returns it."""
+        e, variable = self.e, self.sums[j, g]
+        total = e.builder.load(variable)
+        if self.whole:
+            value = e.floats(value)
+        else:
+            step, taken, sum_ = (e.splat(e.load(FLOAT, at["steps"], (i * self.columns + j) * 4)) for i in range(SUMS))
+            value = e.fma(e.builder.bitcast(value, FLOATS), step, taken)
+            if self.layout.minimums:
+                total = e.fma(weights.low(g), sum_, total)
+        e.builder.store(e.fma(value, scale, total), variable)
 
-def _start(e: Emitter, layout: Layout, columns: int, sums: Any, half: int, j: int) -> Any:
-    """Return what accumulators begin with: minus the offset's share, so that subtracting it costs nothing later."""
-    if not layout.offset:
-        return ir.Constant(INTS, [0] * 16)
-    total = e.load(INT, sums, (_span(layout, half) * columns + j) * 4)
-    return e.splat(e.builder.mul(total, INT(-layout.offset)))
+    def end(self, weights: Weights) -> None:
+        """Add the minimums of a unit of 256 columns, multiply by its step size, and write the sums."""
+        e = self.e
+        for (j, g), variable in self.sums.items():
+            total, place = e.builder.load(variable), self._place(j, g)
+            if self.whole:
+                if self.layout.minimums:
+                    total = e.fma(e.floats(self._minimums(weights, j, g)), weights.head(g), total)
+                step = e.splat(e.load(FLOAT, self.at["steps"], j * 4))
+                total = e.fma(total, step, e.load(FLOATS, self.at["out"], place))
+            e.store(total, self.at["out"], place)
 
+    def _minimums(self, weights: Weights, j: int, g: int) -> Any:
+        """Return the dot product of a unit's minimums with the sums of its codes."""
+        e, count = self.e, self.layout.subs // 2
+        first = PAIRS - count if self.layout.sub == SUB else 0
+        total = ir.Constant(INTS, [0] * LANES)
+        for pair in range(count):
+            sums = e.splat(e.load(INT, self.at["pairs"], ((first + pair) * self.columns + j) * 4))
+            total = e.dot2(total, weights.pair(pair, g), sums)
+        return total
 
-def _emit_close(e: Emitter, columns: int, inner: Any, steps: Any, out: Any) -> None:
-    """Move what a unit of 256 columns summed up: out[j] += steps[j] * inner[j], and inner = 0 for the next one."""
-    for j in range(columns):
-        size = e.splat(e.load(FLOAT, steps, j * 4))
-        for g in range(PAIR):
-            place = (j * PAIR + g) * VECTOR
-            e.store(e.fma(e.load(FLOATS, inner, place), size, e.load(FLOATS, out, place)), out, place)
-            e.store(ir.Constant(FLOATS, [0.0] * 16), inner, place)
+    def _place(self, j: int, g: int) -> int:
+        return (j * PAIR + g) * VECTOR
 
 
 @intrinsic(prefer_literal=True)
 def quantise_block(
-    typing: Any, x: Any, at: Any, unit: Any, codes: Any, code_at: Any, width: Any, sums: Any, totals: Any, sum_at: Any
-) -> Any:
-    """Quantise `unit` floats from x[at] on and return their step size: the largest magnitude / 127.
+    typing: Any, x: Any, at: Any, unit: Any, width: Any, codes: Any, code_at: Any, starts: Any, start_at: Any,
+    pairs: Any, pair_at: Any, steps: Any, step_at: Any,
+) -> Any:  # fmt: skip
+    """Quantise `unit` floats from x[at] on, as one column of a tile of `width`. See `Quantised` for what goes where.
 
-    Four codes go to codes[code_at], the next four 4 * width bytes further, and so on. For each 32 codes the sums of the
-    first half, the second and both go to sums and totals from sum_at on, `width` apart. Rounds half to even; what is
-    below 1e-36 throughout gives zeros, and a NaN or infinity a step size that is one.
+    The step size is the largest magnitude / 127, less its last two bits. Rounds half to even; what is below 1e-36
+    throughout gives zeros, and a NaN or infinity a step size that is one.
     """
-    count = unit.literal_value // LANES
+    columns = unit.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder)
         source = e.address(context, signature.args[0], args[0], args[1], 4)
-        code = e.address(context, signature.args[3], args[3], args[4])
-        places = [e.address(context, signature.args[i], args[i], args[8], 4) for i in (6, 7)]
-
-        def put(total: Any) -> None:
-            e.store(total, places[0])
-            e.store(builder.sitofp(total, FLOAT), places[1])
-            places[:] = [e.move(place, args[5], 4) for place in places]
-
-        values = [e.load(FLOATS, source, v * LANES * 4) for v in range(count)]
-        # Magnitudes are compared as integers, among which a NaN is the largest: it must show in the step size.
-        bits = [builder.and_(builder.bitcast(v, INTS), ir.Constant(INTS, [0x7FFFFFFF] * LANES)) for v in values]
-        peak = reduce(partial(e.call, "llvm.smax.v16i32", INTS), bits)
-        largest = builder.bitcast(e.call("llvm.vector.reduce.smax.v16i32", INT, peak), FLOAT)
-        some = builder.fcmp_ordered(">", largest, FLOAT(1e-36))  # 127 / less is infinite
-        inverse = e.splat(builder.select(some, builder.fdiv(FLOAT(127.0), largest), FLOAT(0.0)))
-        before = None
+        code, start, pair, step = (
+            e.address(context, signature.args[i], args[i], args[i + 1], scale)
+            for i, scale in ((4, 1), (6, 4), (8, 4), (10, 4))
+        )
+        values = [e.load(FLOATS, source, v * LANES * 4) for v in range(columns // LANES)]
+        size, inverse = _step_size(e, values)
+        sums = []
         for value in values:
             rounded = e.call("llvm.rint.v16f32", FLOATS, builder.fmul(value, inverse))
             integers = builder.fptosi(rounded, INTS)
-            total = e.call("llvm.vector.reduce.add.v16i32", INT, integers)
-            put(total)
-            if before is not None:
-                put(builder.add(before, total))
-            before = total if before is None else None
+            sums.append(e.call("llvm.vector.reduce.add.v16i32", INT, integers))
             fours = builder.bitcast(builder.trunc(integers, vector(BYTE)), vector(INT, 4))
             for four in range(4):
                 e.store(builder.extract_element(fours, INT(four)), code)
-                code = e.move(code, args[5], 4)
-        return builder.fmul(largest, FLOAT(1 / 127))
+                code = e.move(code, args[3], 4)
+        wholes = [builder.add(*sums[i : i + 2]) for i in range(0, len(sums), 2)]
+        for i, whole in enumerate(wholes):
+            for total in (*sums[2 * i : 2 * i + 2], whole):
+                e.store(builder.add(INT(ONE if columns == SUB else 0), builder.mul(total, INT(-128))), start)
+                start = e.move(start, args[3], 4)
+        if columns > SUB:
+            for totals in (sums, wholes):
+                for i in range(0, len(totals), 2):
+                    low = builder.and_(totals[i], INT(0xFFFF))
+                    e.store(builder.or_(low, builder.shl(totals[i + 1], INT(16))), pair)
+                    pair = e.move(pair, args[3], 4)
+            e.store(size, step)
+        else:
+            total = builder.fmul(size, builder.sitofp(wholes[0], FLOAT))
+            for value in (size, builder.fmul(size, FLOAT(-ORIGIN)), total):
+                e.store(value, step)
+                step = e.move(step, args[3], 4)
+        return context.get_dummy_value()
 
     index = types.intp
-    return types.float32(x, index, unit, codes, index, index, sums, totals, index), emit
+    arrays = [item for array in (codes, starts, pairs, steps) for item in (array, index)]
+    return types.void(x, index, unit, index, *arrays), emit
+
+
+def _step_size(e: Emitter, values: list[Any]) -> tuple[Any, Any]:
+    """Return the step size of these floats, and its inverse in every lane."""
+    b = e.builder
+    # Magnitudes are compared as integers, among which a NaN is the largest: it must show in the step size.
+    bits = [b.and_(b.bitcast(v, INTS), ir.Constant(INTS, [0x7FFFFFFF] * LANES)) for v in values]
+    peak = reduce(partial(e.call, "llvm.smax.v16i32", INTS), bits)
+    largest = b.bitcast(e.call("llvm.vector.reduce.smax.v16i32", INT, peak), FLOAT)
+    some = b.fcmp_ordered(">", largest, FLOAT(1e-36))  # 127 / less is infinite
+    inverse = e.splat(b.select(some, b.fdiv(FLOAT(127.0), largest), FLOAT(0.0)))
+    size = b.bitcast(b.fmul(largest, FLOAT(1 / 127)), INT)
+    return b.bitcast(b.and_(size, INT(~3)), FLOAT), inverse  # so short that ORIGIN times it is exact

@@ -12,55 +12,65 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 
+from .arena import Arena
 from .blocks import BlockFormat
 from .jit import kernel
-from .layouts import GROUP, LAYOUTS, STEPS, SUB, Layout, layout_of
+from .layouts import GROUP, LAYOUTS, PAIR, STEPS, SUB, WIDE_FORMATS, Layout, WideFormat, name_of, record_of
 from .simd import BYTE, BYTES, INT, INTS, SHORT, Emitter, vector
+from .team import shared, spread
 
 
-def pack(raw: npt.NDArray[np.uint8], form: BlockFormat) -> npt.NDArray[np.void]:
-    """Return raw as records [groups, units], an even number of groups. raw: [rows, bytes per row].
+def pack(raw: npt.NDArray[np.uint8], form: BlockFormat, arena: Arena | None = None) -> npt.NDArray[np.void]:
+    """Return raw as records [pairs, units, PAIR] in memory of the arena. raw: [rows, bytes per row].
 
-    Rows that the last pair lacks have a scale of zero.
+    Rows that the last pair lacks are zero, as are columns that the last record of F32, F16 and BF16 lacks.
     """
-    layout = LAYOUTS[form.name]
-    whole = len(raw) // (2 * GROUP) * 2 * GROUP
-    rest = np.zeros((2 * GROUP if whole < len(raw) else 0, raw.shape[1]), np.uint8)
-    rest[: len(raw) - whole] = raw[whole:]
-    out = np.empty(((whole + len(rest)) // GROUP, raw.shape[1] // form.nbytes), layout.dtype)
-    for rows, first in ((raw[:whole], 0), (rest, whole // GROUP)):
+    nbytes = SUB * form.nbytes if form.name in WIDE_FORMATS else form.nbytes  # of one record's part of a row
+    units, both = -(-raw.shape[1] // nbytes), PAIR * GROUP
+    whole = len(raw) // both if raw.shape[1] % nbytes == 0 else 0  # pairs that need no padding
+    rest = np.zeros((-(-len(raw) // both) * both - whole * both, units * nbytes), np.uint8)
+    rest[: len(raw) - whole * both, : raw.shape[1]] = raw[whole * both :]
+    out = (arena or Arena()).empty((whole + len(rest) // both, units, PAIR), record_of(form.name))
+    for rows, part in ((raw[: whole * both], out[:whole]), (rest, out[whole:])):
         rows = rows.view()
         rows.flags.writeable = False  # as mapped rows are: one compiled version serves both
-        pack_groups(rows, form.nbytes, out[first : first + len(rows) // GROUP])
+        spread(share_packing, len(part), 1, rows, nbytes, part)
     return out
 
 
-@kernel(parallel=True)
-def pack_groups(raw, nbytes, out):
-    """Fill out, records [groups, units], from raw, uint8 [16 * groups, bytes per row]."""
-    for group in prange(out.shape[0]):
+@kernel
+def pack_pairs(raw, nbytes, out, each, item):
+    """Fill `each` pairs of out, records [pairs, units, PAIR], from raw, uint8 [32 * pairs, bytes per row]."""
+    for pair in range(item * each, min(out.shape[0], item * each + each)):
         for unit in range(out.shape[1]):
-            pack_record(raw, group * GROUP, unit * nbytes, out, group, unit)
+            for lane in range(PAIR):
+                row, record = (pair * PAIR + lane) * GROUP, (pair * out.shape[1] + unit) * PAIR + lane
+                pack_record(raw, row, unit * nbytes, out, record)
+
+
+share_packing = shared(pack_pairs)
 
 
 @intrinsic
-def pack_record(typing: Any, raw: Any, row: Any, at: Any, out: Any, group: Any, unit: Any) -> Any:
+def pack_record(typing: Any, raw: Any, row: Any, at: Any, out: Any, record: Any) -> Any:
     """Pack the blocks that begin at byte `at` of sixteen rows into one record."""
-    layout = layout_of(out)
+    name = name_of(out)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder)
         width = builder.extract_value(context.make_array(signature.args[0])(context, builder, args[0]).shape, 1)
-        units = builder.extract_value(context.make_array(signature.args[3])(context, builder, args[3]).shape, 1)
-        record = builder.add(builder.mul(args[4], units), args[5])
         rows = Rows(e, context, signature.args[0], args[0], builder.add(builder.mul(args[1], width), args[2]), width)
-        _emit_record(e, layout, rows, e.address(context, signature.args[3], args[3], record, layout.places["end"]))
+        place = e.address(context, signature.args[3], args[3], args[4], record_of(name).itemsize)
+        if name in WIDE_FORMATS:
+            _emit_wide(e, WIDE_FORMATS[name], rows, place)
+        else:
+            _emit_record(e, LAYOUTS[name], rows, place)
         return context.get_dummy_value()
 
-    return types.void(raw, types.intp, types.intp, out, types.intp, types.intp), emit
+    return types.void(raw, types.intp, types.intp, out, types.intp), emit
 
 
 class Rows:
@@ -105,6 +115,17 @@ class Rows:
 
 def _all(value: int) -> Any:
     return ir.Constant(INTS, [value & 0xFFFFFFFF] * GROUP)
+
+
+def _emit_wide(e: Emitter, form: WideFormat, rows: Rows, out: Any) -> None:
+    """Write 32 columns of floats."""
+    for word in range(SUB * form.nbytes // 4):
+        found = rows.words(4 * word)
+        if form.nbytes == 4:
+            e.store(found, out, word * BYTES)
+        else:
+            e.store(e.builder.trunc(found, vector(SHORT)), out, word * BYTES)
+            e.store(e.builder.trunc(e.builder.lshr(found, _all(16)), vector(SHORT)), out, word * BYTES + BYTES // 2)
 
 
 def _emit_record(e: Emitter, layout: Layout, rows: Rows, out: Any) -> None:

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 
+from .activations import each
 from .jit import kernel
 from .ops import Activation
 from .simd import FLOATS, LANES, Emitter, erf, exp
+from .team import shared, spread
 
 Floats = npt.NDArray[np.float32]
 
-PIECE = 4096  # numbers a thread takes at once
-LITTLE = 1 << 15  # numbers that one thread is done with before others have woken up
 NOTHING = np.empty(0, np.float32)
 SILU, GELU, GELU_TANH, GELU_QUICK = range(4)
 FORMS: dict[Activation, int] = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "gelu_quick": GELU_QUICK}
@@ -32,8 +32,7 @@ FORMS: dict[Activation, int] = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TA
 def activate_in_place(x: Floats, activation: Activation, times: Floats = NOTHING) -> None:
     """x = activation(x), or activation(x) * times. Both: contiguous, of one shape."""
     assert x.flags.c_contiguous and times.flags.c_contiguous and times.size in (0, x.size)
-    run = activate_few if x.size < LITTLE else activate_many
-    run(FORMS[activation], x.reshape(-1), times.reshape(-1))
+    spread(share_activations, x.size, each(x.size, 1), FORMS[activation], x.reshape(-1), times.reshape(-1))
 
 
 def _constant(value: float) -> Any:
@@ -118,13 +117,9 @@ def activate_piece(form, x, times, start, stop):
 
 
 @kernel
-def activate_few(form, x, times):
-    """`activate_piece` for all of x, on this thread. x, times: float32, flat."""
-    activate_piece(form, x, times, 0, x.size)
+def activate_some(form, x, times, each, item):
+    """`activate_piece` for `each` numbers of x. x, times: float32, flat."""
+    activate_piece(form, x, times, item * each, min(x.size, item * each + each))
 
 
-@kernel(parallel=True)
-def activate_many(form, x, times):
-    """`activate_piece` for all of x."""
-    for index in prange((x.size + PIECE - 1) // PIECE):
-        activate_piece(form, x, times, index * PIECE, min(x.size, index * PIECE + PIECE))
+share_activations = shared(activate_some)

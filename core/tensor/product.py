@@ -1,172 +1,285 @@
-"""Products of packed weights with activations in 8 bits.
+"""Products of packed weights with activations: several at once, dealt out to the threads as shares of one heap of work.
 
-Activations are quantised once and laid out for the micro-kernels: tiles of up to six columns, in a tile the four
-bytes of one step beside those of the other columns. A step size covers as many columns as the weights' unit: 32, or
-256, as the formats' partners in ggml do (Q8_0, Q8_K).
+Each block format has one compiled entry, reached through its address, so that one parallel loop serves any mixture of
+formats: query, key and value, gate and up, or the experts that a step has chosen. A pair of groups, 32 rows, is the
+least that a thread takes; its sums wait in the thread's own memory until every column has been seen.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import prange
-from numba.extending import overload
+from llvmlite import ir
+from numba import cfunc, types
+from numba.extending import intrinsic
 
-from .jit import kernel
-from .layouts import GROUP, STEPS, SUB, layout_of
-from .micro import PAIR, multiply, quantise_block, unpack
-from .threads import default_threads
+from .jit import kernel, specialised
+from .layouts import GROUP, LAYOUTS, PAIR, SUB, WIDE_FORMATS, name_of_records
+from .micro import CHUNK, PAIRS, SUMS, UNPACKED, multiply, multiply_records, unpack
+from .operands import WIDE, WIDTH, floats_in_tiles, padded_count, quantised, width_of
+from .pointwise import activate_piece
+from .simd import BYTES
+from .team import TEAM, shared, threads_of
+from .wide import WIDE_CHUNK, WIDENED, multiply_wide, widen
 
-WIDTH = 6  # columns of a full tile
-CHUNK = 8  # sub-blocks of 32 columns that are unpacked at once: 16 KB of codes for a pair stay in the first cache
+Floats = npt.NDArray[np.float32]
+
 ROWS = PAIR * GROUP
-SHARES = 4 * default_threads()  # a few for each thread, so that none waits long for another
+SHARES = 8  # for each thread: so that none waits long for another
+RESIDENT = 1 << 20  # bytes of activations that stay in a core's own cache while weights stream past
+SCRATCH = max(UNPACKED, WIDENED)  # bytes of weights in the form that tiles are multiplied with
+FEW = 4  # tokens that weights are unpacked for in registers
+PLAIN = -1  # form of a product without activation
+
+# What the driver knows of one product, a row of its table: addresses of the compiled product, of the records, and of a
+# gate's other half or 0; columns of a step size, 1 for floats; records of a group; pairs of groups; rows.
+ENTRY, RECORDS, GATED, UNIT, UNITS, PAIRED, OUTPUTS = range(7)
+
+
+# --- one pair of groups -----------------------------------------------------------------------------------------------
+
+# The following three are compiled once for each block format: its name and the columns of a step size stand here.
+NAME, COLUMNS = "", 0
+ENTRY_TYPE = types.void(*[types.intp] * 12)
+
+
+def multiply_few(records, units, pair, width, codes, starts, pairs, steps, total):
+    """Multiply one tile of `width` tokens, all that there are."""
+    for unit_at in range(units):
+        record, sub = (pair * units + unit_at) * PAIR, unit_at * (COLUMNS // SUB)
+        code_at, start_at, tile_at = sub * SUB * width, sub * SUMS * width, unit_at * width
+        step_at = tile_at if COLUMNS == WIDE else start_at
+        if width == 1:
+            multiply_records(
+                NAME, 1, records, record, codes, code_at, starts, start_at, pairs, tile_at * PAIRS, steps, step_at,
+                total, 0,
+            )  # fmt: skip
+        elif width == 2:
+            multiply_records(
+                NAME, 2, records, record, codes, code_at, starts, start_at, pairs, tile_at * PAIRS, steps, step_at,
+                total, 0,
+            )  # fmt: skip
+        else:
+            multiply_records(
+                NAME, 4, records, record, codes, code_at, starts, start_at, pairs, tile_at * PAIRS, steps, step_at,
+                total, 0,
+            )  # fmt: skip
+
+
+def multiply_pair(records, units, pair, low, high, count, codes, starts, pairs, steps, unpacked, total):
+    """total[low:high] = activations · weightsᵀ for one pair of groups. low is a multiple of WIDTH."""
+    if count <= FEW:
+        multiply_few(records, units, pair, width_of(count), codes, starts, pairs, steps, total)
+        return
+    subs, padded = units * COLUMNS // SUB, padded_count(count)
+    for first in range(0, subs, CHUNK):
+        here = min(CHUNK, subs - first)
+        for sub in range(0, here, COLUMNS // SUB):
+            for lane in range(PAIR):
+                record = (pair * units + (first + sub) * SUB // COLUMNS) * PAIR + lane
+                unpack(NAME, records, record, lane, sub, unpacked)
+        for base in range(low, high, WIDTH):
+            width = width_of(count - base)
+            before = first * padded + base * here
+            start_at, tile_at, at = before * SUMS, first // CHUNK * padded + base, (base - low) * ROWS
+            step_at = tile_at if COLUMNS == WIDE else start_at
+            # The width is part of the compiled code: how many sums it holds in registers.
+            if width == WIDTH:
+                multiply(
+                    NAME, WIDTH, unpacked, here, codes, before * SUB, starts, start_at, pairs, tile_at * PAIRS,
+                    steps, step_at, total, at,
+                )  # fmt: skip
+            elif width == 4:
+                multiply(
+                    NAME, 4, unpacked, here, codes, before * SUB, starts, start_at, pairs, tile_at * PAIRS,
+                    steps, step_at, total, at,
+                )  # fmt: skip
+            elif width == 2:
+                multiply(
+                    NAME, 2, unpacked, here, codes, before * SUB, starts, start_at, pairs, tile_at * PAIRS,
+                    steps, step_at, total, at,
+                )  # fmt: skip
+            else:
+                multiply(
+                    NAME, 1, unpacked, here, codes, before * SUB, starts, start_at, pairs, tile_at * PAIRS,
+                    steps, step_at, total, at,
+                )  # fmt: skip
+
+
+def multiply_wide_pair(records, units, pair, low, high, count, x, _starts, _pairs, _steps, widened, total):
+    """As above, for weights that are floats; x: the address of `floats_in_tiles`."""
+    padded = padded_count(count)
+    for first in range(0, units, WIDE_CHUNK):
+        here = min(WIDE_CHUNK, units - first)
+        for sub in range(here):
+            for lane in range(PAIR):
+                widen(NAME, records, (pair * units + first + sub) * PAIR + lane, lane, sub, widened)
+        for base in range(low, high, WIDTH):
+            width = width_of(count - base)
+            x_at, at = (first * padded + base * here) * SUB, (base - low) * ROWS
+            if width == WIDTH:
+                multiply_wide(WIDTH, widened, here, x, x_at, total, at)
+            elif width == 4:
+                multiply_wide(4, widened, here, x, x_at, total, at)
+            elif width == 2:
+                multiply_wide(2, widened, here, x, x_at, total, at)
+            else:
+                multiply_wide(1, widened, here, x, x_at, total, at)
+
+
+@cache
+def compiled(name: str) -> Any:
+    """Return the compiled product for a block format, which has an address. Compiled, or loaded, the first time."""
+    if name in WIDE_FORMATS:
+        made = specialised(multiply_wide_pair, f"multiply_{name}", NAME=name)
+    else:
+        known = {"NAME": name, "COLUMNS": LAYOUTS[name].unit}
+        few = kernel(specialised(multiply_few, f"multiply_few_{name}", **known))
+        made = specialised(multiply_pair, f"multiply_{name}", multiply_few=few, **known)
+    return cfunc(ENTRY_TYPE, cache=True)(made)
+
+
+@intrinsic
+def call_entry(
+    typing: Any, entry: Any, records: Any, units: Any, pair: Any, low: Any, high: Any, count: Any, codes: Any,
+    starts: Any, pairs: Any, steps: Any, unpacked: Any, total: Any,
+) -> Any:  # fmt: skip
+    """Call a format's compiled product by its address."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args[1:]])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 13), emit
+
+
+# --- many products at once --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Quantised:
-    """Activations [T, D] in 8 bits: value = step size * code."""
+class Job:
+    """What the driver has to know of a weight."""
 
-    count: int  # T
-    unit: int  # columns of one step size
-    codes: npt.NDArray[np.int8]  # tiles of [subs, STEPS, width, 4], flat
-    sums: npt.NDArray[np.int32]  # tiles of [subs, 3, width]: of the first 16 codes, the next 16, and all 32
-    totals: npt.NDArray[np.float32]  # the same sums
-    steps: npt.NDArray[np.float32]  # tiles of [units, width]
+    row: npt.NDArray[np.int64]  # [1, OUTPUTS + 1], of its table
+    outputs: int
 
 
-def last_width(count: int) -> int:
-    """Return the width of the tile that holds what is left beside full tiles: 1, 2, 4 or 8 columns; 0 for nothing."""
-    rest = count % WIDTH
-    return 0 if rest == 0 else next(width for width in (1, 2, 4, WIDTH) if width >= rest)
+def job_of(data: npt.NDArray[np.void], rows: int) -> Job:
+    """Return the job of packed weights [pairs, units, PAIR]; they must outlive it."""
+    name = name_of_records(data)
+    unit = 1 if name in WIDE_FORMATS else LAYOUTS[name].unit
+    address = data.__array_interface__["data"][0]
+    fields = [compiled(name).address, address, 0, unit, data.shape[1], data.shape[0], rows]
+    return Job(np.array([fields], np.int64), rows)
 
 
-def quantise(x: npt.NDArray[np.float32], unit: int) -> Quantised:
-    """Return x, [T, D] float32, in 8 bits. D is a multiple of 32, and of unit."""
-    T, D = x.shape
-    padded = T // WIDTH * WIDTH + last_width(T)
-    codes = np.empty(padded * D, np.int8)
-    sums = np.empty(padded * D // SUB * 3, np.int32)
-    totals = np.empty(len(sums), np.float32)
-    steps = np.empty(padded * D // unit, np.float32)
-    quantise_tiles(x, unit, codes, sums, totals, steps)
-    return Quantised(T, unit, codes, sums, totals, steps)
+def multiply_all(x: Floats, jobs: Sequence[Job]) -> list[Floats]:
+    """Return x · weightsᵀ for each job, [T, rows] float32 each. x: [T, D] float32, contiguous."""
+    T = len(x)
+    out = np.empty(T * sum(job.outputs for job in jobs), np.float32)
+    run(TEAM.ready(), x, jobs[0].row if len(jobs) == 1 else np.concatenate([job.row for job in jobs]), PLAIN, out)
+    found, start = [], 0
+    for job in jobs:
+        stop = start + T * job.outputs
+        found.append(out[start:stop].reshape(T, -1))
+        start = stop
+    return found
 
 
-def multiply_packed(x: Quantised, data: npt.NDArray[np.void], rows: int) -> npt.NDArray[np.float32]:
-    """Return x · weightsᵀ, [T, rows] float32. data: records [groups, units] whose unit is that of x."""
-    out = np.empty((x.count, rows), np.float32)
-    shares = min(data.shape[0] // PAIR, SHARES)
-    product(data, shares, x.count, x.codes, x.sums, x.totals, x.steps, out)
+def multiply_gated(x: Floats, gate: Job, up: Job, form: int) -> Floats:
+    """Return activation(x · gateᵀ) * (x · upᵀ), [T, rows] float32. The jobs are of one format and one shape."""
+    table = gate.row.copy()
+    table[0, GATED] = up.row[0, RECORDS]
+    out = np.empty((len(x), gate.outputs), np.float32)
+    run(TEAM.ready(), x, table, form, out.reshape(-1))
     return out
 
 
-@kernel(parallel=True)
-def quantise_tiles(x, unit, codes, sums, totals, steps):
-    """Fill the tiles of `Quantised` from x, [T, D] float32."""
-    T, D = x.shape
-    flat = x.reshape(-1)
-    for tile in prange((T + WIDTH - 1) // WIDTH):
-        first = tile * WIDTH
-        width = width_of(T - first)
-        for j in range(width):
-            for block in range(D // unit):
-                at = first * (D // unit) + block * width + j
-                code_at = first * D + (block * unit * width) + 4 * j
-                sum_at = (first * (D // SUB) + block * (unit // SUB) * width) * 3 + j
-                if first + j >= T:
-                    steps[at] = 0
-                    for step in range(unit // 4):
-                        codes[code_at + step * width * 4 : code_at + step * width * 4 + 4] = 0
-                    for part in range(unit // SUB * 3):
-                        sums[sum_at + part * width] = 0
-                        totals[sum_at + part * width] = 0
-                elif unit == 256:
-                    start = (first + j) * D + block * 256
-                    steps[at] = quantise_block(flat, start, 256, codes, code_at, width, sums, totals, sum_at)
-                else:
-                    start = (first + j) * D + block * 32
-                    steps[at] = quantise_block(flat, start, 32, codes, code_at, width, sums, totals, sum_at)
+@kernel
+def needed(x, jobs, unit):
+    """Return x, or none of it if no job has that unit."""
+    for job in range(len(jobs)):
+        if jobs[job, UNIT] == unit:
+            return x
+    return x[:0]
 
 
 @kernel
-def width_of(rest):
-    """Return the width of a tile that has `rest` columns left to hold."""
-    if rest > 4:
-        return WIDTH
-    return rest if rest < 3 else 4
-
-
-def columns_of_unit(data):
-    """Return the columns of a record; known when a kernel is compiled."""
-    return layout_of(data).unit
-
-
-@overload(columns_of_unit)
-def _columns_of_unit(data):
-    columns = layout_of(data).unit
-    return lambda data: columns
+def aligned(memory):
+    """Return memory, bytes, from where a vector begins: loads that straddle two cache lines cost twice."""
+    return memory[-memory.ctypes.data % BYTES :]
 
 
 @kernel
-def multiply_pairs(data, first_pair, last_pair, count, x, sums, totals, steps, out):
-    """out[:, rows of the pairs] = activations · weightsᵀ. out: float32 [T, O]."""
-    unit = columns_of_unit(data)
-    D = data.shape[1] * unit
-    subs = D // SUB
-    tiles = (count + WIDTH - 1) // WIDTH
-    codes = np.empty(CHUNK * STEPS * PAIR * 64, np.uint8)
-    scales = np.empty(2 * CHUNK * ROWS, np.float32)
-    minimums = np.empty(2 * CHUNK * ROWS, np.float32)
-    inner = np.zeros(WIDTH * ROWS, np.float32)
-    total = np.empty(tiles * WIDTH * ROWS, np.float32)
-    for pair in range(first_pair, last_pair):
-        total[:] = 0
-        for first in range(0, subs, CHUNK):
-            here = min(CHUNK, subs - first)
-            for lane in range(PAIR):
-                for sub in range(0, here, unit // SUB):
-                    unpack(data, pair * PAIR + lane, (first + sub) * SUB // unit, lane, sub, codes, scales, minimums)
-            for tile in range(tiles):
-                base = tile * WIDTH
-                width = width_of(count - base)
-                x_at = base * D + first * SUB * width
-                sums_at = (base * subs + first * width) * 3
-                steps_at = base * (D // unit) + first * SUB // unit * width
-                at = base * ROWS
-                # The width is part of the compiled code: how many sums it holds in registers.
-                if width == WIDTH:
-                    multiply(
-                        data, WIDTH, codes, scales, minimums, here, x, x_at, sums, totals, sums_at, steps, steps_at,
-                        inner, total, at,
-                    )  # fmt: skip
-                elif width == 4:
-                    multiply(
-                        data, 4, codes, scales, minimums, here, x, x_at, sums, totals, sums_at, steps, steps_at,
-                        inner, total, at,
-                    )  # fmt: skip
-                elif width == 2:
-                    multiply(
-                        data, 2, codes, scales, minimums, here, x, x_at, sums, totals, sums_at, steps, steps_at,
-                        inner, total, at,
-                    )  # fmt: skip
-                else:
-                    multiply(
-                        data, 1, codes, scales, minimums, here, x, x_at, sums, totals, sums_at, steps, steps_at,
-                        inner, total, at,
-                    )  # fmt: skip
-        low = pair * ROWS
-        rows = min(ROWS, out.shape[1] - low)
+def put_rows(total, count, stride, out, at, rows):
+    """Copy the sums of one pair of groups, [count, ROWS], to where they belong: `stride` apart from out[at] on."""
+    if rows >= ROWS:
+        for j in range(count):
+            for row in range(ROWS):
+                out[at + j * stride + row] = total[j * ROWS + row]
+    else:
         for j in range(count):
             for row in range(rows):
-                out[j, low + row] = total[j * ROWS + row]
+                out[at + j * stride + row] = total[j * ROWS + row]
 
 
-@kernel(parallel=True)
-def product(data, shares, count, x, sums, totals, steps, out):
-    """out = activations · weightsᵀ, pairs of groups dealt out in shares among the threads. See `multiply_pairs`."""
-    pairs = data.shape[0] // PAIR
-    for share in prange(shares):
-        multiply_pairs(data, share * pairs // shares, (share + 1) * pairs // shares, count, x, sums, totals, steps, out)
+@kernel
+def addresses(unit, halves, wholes, floats):
+    """Return where the activations lie that go with weights of this unit: codes or floats, starts, pairs, steps."""
+    if unit == SUB:
+        return halves[0].ctypes.data, halves[1].ctypes.data, halves[2].ctypes.data, halves[3].ctypes.data
+    if unit == WIDE:
+        return wholes[0].ctypes.data, wholes[1].ctypes.data, wholes[2].ctypes.data, wholes[3].ctypes.data
+    return floats.ctypes.data, floats.ctypes.data, floats.ctypes.data, floats.ctypes.data
+
+
+@kernel
+def multiply_share(T, D, jobs, halves, wholes, floats, form, every, shares, out, share):
+    """Compute one share of the pairs of groups of all jobs, of which there are `every`."""
+    unpacked = aligned(np.empty(SCRATCH + BYTES, np.uint8))
+    totals = np.empty((2, (min(T, RESIDENT // SUB) + WIDTH) * ROWS), np.float32)
+    start, stop = share * every // shares, (share + 1) * every // shares
+    before, out_at = 0, 0
+    for index in range(len(jobs)):
+        job = jobs[index]
+        first, last, rows = max(0, start - before), min(job[PAIRED], stop - before), job[OUTPUTS]
+        x = addresses(job[UNIT], halves, wholes, floats)
+        step = max(1, RESIDENT // (D * WIDTH * (4 if job[UNIT] == 1 else 1))) * WIDTH if first < last else T
+        for low in range(0, T if first < last else 0, step):
+            high = min(T, low + step)
+            for pair in range(first, last):
+                for part in range(1 if job[GATED] == 0 else 2):
+                    totals[part, : (high - low + WIDTH) * ROWS] = 0
+                    call_entry(
+                        job[ENTRY], job[RECORDS] if part == 0 else job[GATED], job[UNITS], pair, low, high, T,
+                        x[0], x[1], x[2], x[3], unpacked.ctypes.data, totals[part].ctypes.data,
+                    )  # fmt: skip
+                if form != PLAIN:
+                    activate_piece(form, totals[0], totals[1], 0, (high - low) * ROWS)
+                put_rows(totals[0], high - low, rows, out, out_at + low * rows + pair * ROWS, rows - pair * ROWS)
+        before += job[PAIRED]
+        out_at += T * rows
+
+
+share_products = shared(multiply_share)
+
+
+@kernel
+def run(table, x, jobs, form, out):
+    """Compute every job's product with x, [T, D] float32, one behind the other into out. form: of gated jobs.
+
+    table: of the team.
+    """
+    T, D = x.shape
+    halves = quantised(table, needed(x, jobs, SUB), SUB)
+    wholes = quantised(table, needed(x, jobs, WIDE), WIDE)
+    floats = floats_in_tiles(table, needed(x, jobs, 1), WIDE_CHUNK * SUB)
+    every = jobs[:, PAIRED].sum()
+    shares = min(every, SHARES * threads_of(table))
+    share_products(table, shares, (T, D, jobs, halves, wholes, floats, form, every, shares, out))

@@ -15,6 +15,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
+from numba import types
 from numba.core import config
 from numpy.polynomial import Chebyshev, Polynomial
 
@@ -50,8 +51,14 @@ class Emitter:
         self.builder = builder
 
     def address(self, context: Any, kind: Any, array: Any, offset: Any = None, scale: int = 1) -> Any:
-        """Return a byte pointer into a contiguous array: its start, or `offset` elements of `scale` bytes behind it."""
-        start = self.builder.bitcast(context.make_array(kind)(context, self.builder, array).data, BYTE.as_pointer())
+        """Return a byte pointer into a contiguous array: its start, or `offset` elements of `scale` bytes behind it.
+
+        array: of numba's type `kind`; an integer is an address.
+        """
+        if isinstance(kind, types.Integer):
+            start = self.builder.inttoptr(array, BYTE.as_pointer())
+        else:
+            start = self.builder.bitcast(context.make_array(kind)(context, self.builder, array).data, BYTE.as_pointer())
         return start if offset is None else self.move(start, offset, scale)
 
     def move(self, pointer: Any, offset: Any, scale: int = 1) -> Any:
@@ -74,7 +81,7 @@ class Emitter:
         if function is None:
             kind = ir.FunctionType(void, [place.type, INT, INT, INT])
             function = ir.Function(module, kind, "llvm.prefetch.p0")
-        self.builder.call(function, [place, INT(0), INT(3), INT(1)])  # to read, into every cache, data
+        self.builder.call(function, [place, INT(0), INT(2), INT(1)])  # to read, into the second cache, data
 
     def splat(self, scalar: Any, lanes: int = LANES) -> Any:
         """Return a vector with scalar in every lane."""
@@ -88,7 +95,7 @@ class Emitter:
 
     def halves(self, pointer: Any, offset: int = 0) -> Any:
         """Read sixteen float16 and return them as float32."""
-        return self.builder.fpext(self.load(vector(HALF), pointer, offset), FLOATS)
+        return from_half(self.builder, self.load(vector(HALF), pointer, offset))
 
     def bytes_as_floats(self, pointer: Any, offset: int, *, signed: bool) -> Any:
         """Read sixteen bytes and return them as float32."""
@@ -112,6 +119,15 @@ class Emitter:
         if "i8mm" in features():
             return self._in_parts(4, "llvm.aarch64.neon.usdot.v4i32.v16i8", sums, unsigned, signed)
         return self._dot4_by_halves(sums, unsigned, signed)
+
+    def dot2(self, sums: Any, left: Any, right: Any) -> Any:
+        """Return sums + the dot products of two signed 16-bit integers in each 32-bit lane, [16] int32 each."""
+        if "avx512vnni" in features():
+            return self.call("llvm.x86.avx512.vpdpwssd.512", INTS, sums, left, right)
+        b, sixteen = self.builder, ir.Constant(INTS, [16] * LANES)
+        low = (b.ashr(b.shl(value, sixteen), sixteen) for value in (left, right))
+        high = (b.ashr(value, sixteen) for value in (left, right))
+        return b.add(sums, b.add(b.mul(*low), b.mul(*high)))
 
     def lookup(self, table: Sequence[int], indices: Any) -> Any:
         """Return table[index] for 64 byte indices in 0..15."""
@@ -171,6 +187,58 @@ class Emitter:
 
     def _place(self, pointer: Any, offset: int, kind: Any) -> Any:
         return self.builder.bitcast(self.builder.gep(pointer, [LONG(offset)]), kind.as_pointer())
+
+
+def _native_halves() -> bool:
+    return not features().isdisjoint({"f16c", "avx512f", "neon", "fp-armv8"})
+
+
+def _like(kind: Any, element: Any) -> Any:
+    """Return the type of as many elements as kind holds."""
+    return vector(element, kind.count) if isinstance(kind, ir.VectorType) else element
+
+
+def _every(kind: Any, value: float) -> Any:
+    """Return a constant of this type, in every lane if it has lanes."""
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+
+def from_half(b: Any, half: Any) -> Any:
+    """Return float16, one or a vector, as float32.
+
+    A processor without the instruction would call a library that need not be there: then the bits are moved, and the
+    exponents' difference is multiplied in, which makes sub-normals normal.
+    """
+    floats, ints = _like(half.type, FLOAT), _like(half.type, INT)
+    if _native_halves():
+        return b.fpext(half, floats)
+    bits = b.zext(b.bitcast(half, _like(half.type, SHORT)), ints)
+    size = b.shl(b.and_(bits, _every(ints, 0x7FFF)), _every(ints, 13))
+    scaled = b.bitcast(b.fmul(b.bitcast(size, floats), _every(floats, 2.0**112)), ints)
+    special = b.or_(size, _every(ints, 0x7F800000))  # infinities and NaNs
+    found = b.select(b.icmp_unsigned(">=", size, _every(ints, 0x7C00 << 13)), special, scaled)
+    return b.bitcast(b.or_(found, b.shl(b.and_(bits, _every(ints, 0x8000)), _every(ints, 16))), floats)
+
+
+def to_half(b: Any, value: Any) -> Any:
+    """Return float32, one or a vector, rounded to float16, half to even.
+
+    Without the instruction: sums with a power of two round sub-normals, integers the rest.
+    """
+    halves, floats, ints = _like(value.type, HALF), value.type, _like(value.type, INT)
+    if _native_halves():
+        return b.fptrunc(value, halves)
+    bits = b.bitcast(value, ints)
+    size = b.and_(bits, _every(ints, 0x7FFFFFFF))
+    odd = b.and_(b.lshr(size, _every(ints, 13)), _every(ints, 1))
+    normal = b.lshr(b.add(size, b.add(odd, _every(ints, 0xFFF - (112 << 23)))), _every(ints, 13))
+    magic = 0x3F000000  # 1/2, whose last place is worth as much as a sub-normal float16's
+    tiny = b.sub(b.bitcast(b.fadd(b.bitcast(size, floats), _every(floats, 0.5)), ints), _every(ints, magic))
+    found = b.select(b.icmp_unsigned("<", size, _every(ints, 113 << 23)), tiny, normal)
+    special = b.select(b.icmp_unsigned(">", size, _every(ints, 0x7F800000)), _every(ints, 0x7E00), _every(ints, 0x7C00))
+    found = b.select(b.icmp_unsigned(">=", size, _every(ints, 143 << 23)), special, found)
+    sign = b.and_(b.lshr(bits, _every(ints, 16)), _every(ints, 0x8000))
+    return b.bitcast(b.trunc(b.or_(found, sign), _like(value.type, SHORT)), halves)
 
 
 def exp(e: Emitter, x: Any) -> Any:

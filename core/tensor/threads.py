@@ -11,9 +11,6 @@ import os
 from pathlib import Path
 
 import psutil
-from numba import set_num_threads
-from numba.core import config
-from threadpoolctl import threadpool_limits
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -39,10 +36,3 @@ def cpu_quota(root: Path = CGROUP) -> float | None:
     if quota == "max" or int(quota) <= 0 or int(period) <= 0:
         return None
     return int(quota) / int(period)
-
-
-def use_threads(count: int) -> None:
-    """Let this thread's kernels, and the matrix library, use count threads from now on."""
-    launched: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    set_num_threads(min(count, launched))
-    threadpool_limits(count)

@@ -10,17 +10,17 @@ Source of q8_0: the block format of that name in ggml.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 
 from .jit import kernel
-from .simd import BYTE, BYTES, FLOAT, FLOATS, HALF, INT, INTS, LANES, SHORT, Emitter, vector
+from .simd import BYTE, BYTES, FLOAT, FLOATS, INT, INTS, LANES, SHORT, Emitter, to_half, vector
+from .team import TEAM, shared
 
 ElementType = Literal["f16", "f32", "q8_0"]
 
@@ -69,13 +69,10 @@ def _zeros(dtype: Any, *shape: int) -> npt.NDArray[Any]:
 
 def store(k: npt.NDArray[np.float32], v: npt.NDArray[np.float32], slots: npt.NDArray[np.int32], tiles: Tiles) -> None:
     """Put keys [T, K, E] and values [T, K, F] of row t into place slots[t]: 16 * tile + lane."""
-    few, many = storing(tiles)
-    (few if k.size + v.size < LITTLE else many)(k, v, slots, *tiles)
-
-
-def storing(tiles: Tiles) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return the kernels that store few rows, and many."""
-    return (store_few_codes, store_codes) if tiles.keys.dtype == np.int8 else (store_few_numbers, store_numbers)
+    share = share_codes if tiles.keys.dtype == np.int8 else share_numbers
+    few, K = k.size + v.size < LITTLE, k.shape[1]
+    each = max(1, len(slots)) if few else TOKENS
+    share(TEAM.ready(), K * -(-len(slots) // each), (k, v, slots, *tiles, each))
 
 
 @intrinsic
@@ -86,7 +83,7 @@ def put(typing: Any, array: Any, at: Any, value: Any) -> Any:
         e = Emitter(builder)
         narrow = signature.args[0].dtype != types.float32
         place = e.address(context, signature.args[0], args[0], args[1], 2 if narrow else 4)
-        e.store(builder.fptrunc(args[2], HALF) if narrow else args[2], place)
+        e.store(to_half(builder, args[2]) if narrow else args[2], place)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.float32), emit
@@ -132,7 +129,7 @@ def encode(typing: Any, numbers: Any, at: Any, codes: Any, code_at: Any) -> Any:
             rounded = b.fptosi(b.fadd(scaled, away), INTS)
             e.store(b.trunc(rounded, vector(BYTE)), target, i * LANES)
         kept = b.select(finite, scale, FLOAT(float("nan")))
-        return b.bitcast(b.fptrunc(kept, HALF), SHORT)
+        return b.bitcast(to_half(b, kept), SHORT)
 
     return types.uint16(numbers, types.intp, codes, types.intp), emit
 
@@ -156,33 +153,20 @@ def store_coded_head(k, v, slots, first, last, head, keys, key_scales, values, v
 
 
 @kernel
-def store_few_numbers(k, v, slots, keys, key_scales, values, value_scales):
-    """`store` on this thread, as float32 or float16."""
-    for head in range(k.shape[1]):
-        store_head(k, v, slots, 0, len(slots), head, keys, values)
-
-
-@kernel(parallel=True)
-def store_numbers(k, v, slots, keys, key_scales, values, value_scales):
-    """`store` on all threads, as float32 or float16."""
+def store_numbers(k, v, slots, keys, key_scales, values, value_scales, each, item):
+    """`store` `each` rows of one head, as float32 or float16."""
     K = k.shape[1]
-    for item in prange(K * ((len(slots) + TOKENS - 1) // TOKENS)):
-        first = item // K * TOKENS
-        store_head(k, v, slots, first, min(first + TOKENS, len(slots)), item % K, keys, values)
+    first = item // K * each
+    store_head(k, v, slots, first, min(first + each, len(slots)), item % K, keys, values)
 
 
 @kernel
-def store_few_codes(k, v, slots, keys, key_scales, values, value_scales):
-    """`store` on this thread, as q8_0."""
-    for head in range(k.shape[1]):
-        store_coded_head(k, v, slots, 0, len(slots), head, keys, key_scales, values, value_scales)
-
-
-@kernel(parallel=True)
-def store_codes(k, v, slots, keys, key_scales, values, value_scales):
-    """`store` on all threads, as q8_0."""
+def store_codes(k, v, slots, keys, key_scales, values, value_scales, each, item):
+    """`store` `each` rows of one head, as q8_0."""
     K = k.shape[1]
-    for item in prange(K * ((len(slots) + TOKENS - 1) // TOKENS)):
-        first = item // K * TOKENS
-        last = min(first + TOKENS, len(slots))
-        store_coded_head(k, v, slots, first, last, item % K, keys, key_scales, values, value_scales)
+    first = item // K * each
+    last = min(first + each, len(slots))
+    store_coded_head(k, v, slots, first, last, item % K, keys, key_scales, values, value_scales)
+
+
+share_numbers, share_codes = shared(store_numbers), shared(store_codes)

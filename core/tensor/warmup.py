@@ -9,19 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from .activations import layer_norm_few_rows, layer_norm_rows, norm_few_rows, norm_rows, rotate, rotate_few
-from .attention import attend_few, attend_spans
+from .activations import layer_norm_rows, norm_rows, rotate
+from .attention import attend_spans
 from .attention_block import Sight
 from .blocks import by_name
 from .jit import KERNELS
 from .kernels import few_rows_product, gather_rows, widen_rows
-from .layouts import LAYOUTS
+from .layouts import LAYOUTS, WIDE_FORMATS
 from .packing import pack
-from .pointwise import SILU, activate_few, activate_many
-from .product import multiply_packed, quantise
-from .tiles import SUB, ElementType, new_tiles, storing
+from .pointwise import activate_in_place
+from .product import job_of, multiply_all
+from .team import TEAM
+from .tiles import SUB, ElementType, new_tiles, store
 
-USUAL = ("Q4_K", "Q6_K", "Q8_0")  # block formats that most files are made of
+USUAL = ("Q4_K", "Q6_K", "Q8_0", "F16")  # formats that most files are made of
 READY = KERNELS / "ready"  # has an empty file for each job that was done: a cache may have been left half full
 
 
@@ -47,6 +48,11 @@ def jobs(formats: Iterable[str] = USUAL, elements: Iterable[ElementType] = ("f16
         *(Job(f"attention-{element}", partial(_attention, element)) for element in elements),
         Job("activations", _activations),
     ]
+
+
+def every_job() -> list[Job]:
+    """Return what makes ready all kernels that there are."""
+    return jobs((*LAYOUTS, *WIDE_FORMATS), get_args(ElementType))
 
 
 def missing(wanted: Sequence[Job], ready: Path = READY) -> list[Job]:
@@ -76,27 +82,21 @@ def _plain() -> None:
 def _packed(name: str) -> None:
     form = by_name(name)
     data = pack(np.zeros((1, form.row_bytes(256)), np.uint8), form)
-    multiply_packed(quantise(np.zeros((1, 256), np.float32), LAYOUTS[name].unit), data, 1)
+    multiply_all(np.zeros((1, 256), np.float32), [job_of(data, 1)])
 
 
 def _attention(element: ElementType) -> None:
     numbers, none = np.zeros((1, 1, SUB), np.float32), np.zeros(1, np.int32)
     tiles = new_tiles(1, 1, SUB, SUB, element)
-    for put in storing(tiles):
-        put(numbers, numbers, none, *tiles)
+    store(numbers, numbers, none, tiles)
     spans, sight = np.array([[0, 1, 0, 0]], np.int32), Sight(0, 0, none[:0])
     work = numbers, tiles, spans, none, sight, np.float32(1), np.float32(0)
-    attend_few(*work, numbers.copy())
-    attend_spans(*work, 1, numbers.copy())
+    attend_spans(TEAM.ready(), *work, True, numbers.copy())
 
 
 def _activations() -> None:
     line, three = np.zeros((1, 16), np.float32), np.zeros((1, 1, 16), np.float32)
-    for activate in (activate_few, activate_many):
-        activate(SILU, line[0], line[0])
-    for norm in (norm_few_rows, norm_rows):
-        norm(line, line[0], np.float32(1), line)
-    for norm in (layer_norm_few_rows, layer_norm_rows):
-        norm(line, line[0], line[0], np.float32(1), line)
-    for turn in (rotate_few, rotate):
-        turn(three, line[:, :8].copy(), line[:, :8].copy(), True, three)
+    activate_in_place(line[0], "silu", times=line[0])
+    norm_rows(line, line[0], np.float32(1), line)
+    layer_norm_rows(line, line[0], line[0], np.float32(1), line)
+    rotate(three, line[:, :8].copy(), line[:, :8].copy(), True, three)

@@ -1,0 +1,91 @@
+"""Micro-kernels of products with weights that are floats themselves: F32, F16 and BF16, on float32 activations.
+
+Like `micro.py`: a chunk of a pair of groups is widened once, to float32, and multiplied by tiles of up to six tokens.
+Weights are exact and sums float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .layouts import GROUP, PAIR, SUB, WIDE_FORMATS
+from .micro import AHEAD, INDEX, VECTOR
+from .simd import BYTES, FLOAT, FLOATS, INTS, LANES, SHORT, Emitter, vector
+
+WIDE_CHUNK = 4  # blocks of 32 columns that are widened at once
+WIDENED = WIDE_CHUNK * SUB * PAIR * VECTOR  # bytes of them: 16 KB stay in the first cache
+UNROLLED = 8  # columns of one round
+
+
+@intrinsic(prefer_literal=True)
+def widen(typing: Any, name: Any, records: Any, record: Any, lane: Any, sub: Any, widened: Any) -> Any:
+    """Write one record, 32 columns of a group, as float32 [SUB, PAIR, 16], at place `lane` of block `sub`.
+
+    records: address of packed weights; widened: float32.
+    """
+    size = WIDE_FORMATS[name.literal_value].nbytes
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e, nbytes = Emitter(builder), SUB * GROUP * size
+        source = e.address(context, signature.args[1], args[1], args[2], nbytes)
+        target = e.address(context, signature.args[5], args[5], args[4], SUB * PAIR * VECTOR)
+        target = e.move(target, args[3], VECTOR)
+        for column in range(SUB):
+            if column * GROUP * size % BYTES == 0:
+                e.prefetch(source, AHEAD + column * GROUP * size)
+            found = _floats(e, name.literal_value, source, column * GROUP * size)
+            e.store(found, target, column * PAIR * VECTOR)
+        return context.get_dummy_value()
+
+    return types.void(name, *[types.intp] * 4, widened), emit
+
+
+def _floats(e: Emitter, name: str, source: Any, at: int) -> Any:
+    """Read sixteen weights as float32."""
+    if name == "F32":
+        return e.load(FLOATS, source, at)
+    if name == "F16":
+        return e.halves(source, at)
+    bits = e.builder.zext(e.load(vector(SHORT), source, at), INTS)
+    return e.builder.bitcast(e.builder.shl(bits, ir.Constant(INTS, [16] * LANES)), FLOATS)
+
+
+@intrinsic(prefer_literal=True)
+def multiply_wide(typing: Any, width: Any, widened: Any, blocks: Any, x: Any, x_at: Any, out: Any, out_at: Any) -> Any:
+    """out[j, g, row] += Σ weight * x over `blocks` of 32 columns. x: address of a tile of `floats_in_tiles`."""
+    tokens = width.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder)
+        weights = e.address(context, signature.args[1], args[1])
+        activations = e.address(context, signature.args[3], args[3], args[4], 4)
+        target = e.address(context, signature.args[5], args[5], args[6], 4)
+        places = [(j, g) for j in range(tokens) for g in range(PAIR)]
+        sums = {place: cgutils.alloca_once(builder, FLOATS) for place in places}
+        for place, variable in sums.items():
+            builder.store(e.load(FLOATS, target, _place(place)), variable)
+        with cgutils.for_range(builder, builder.mul(args[2], INDEX(SUB // UNROLLED))) as loop:
+            w_at = e.move(weights, loop.index, UNROLLED * PAIR * VECTOR)
+            x_at = e.move(activations, loop.index, UNROLLED * tokens * 4)
+            for column in range(UNROLLED):
+                w = [e.load(FLOATS, w_at, (column * PAIR + g) * VECTOR) for g in range(PAIR)]
+                for j in range(tokens):
+                    value = e.splat(e.load(FLOAT, x_at, (column * tokens + j) * 4))
+                    for g in range(PAIR):
+                        variable = sums[j, g]
+                        builder.store(e.fma(value, w[g], builder.load(variable)), variable)
+        for place in places:
+            e.store(builder.load(sums[place]), target, _place(place))
+        return context.get_dummy_value()
+
+    index = types.intp
+    return types.void(width, widened, index, x, index, out, index), emit
+
+
+def _place(place: tuple[int, int]) -> int:
+    return (place[0] * PAIR + place[1]) * VECTOR
