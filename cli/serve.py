@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import signal
 import sys
+from typing import cast
 
 import anyio
 
@@ -15,6 +16,7 @@ from ..api.server import serve
 from ..core.kernel import Kernel
 from ..core.scheduler.inline import TextParts
 from ..core.settings import Settings
+from ..core.tensor.tiles import ElementType
 from ..core.tensor.warmup import jobs
 from ..store import Store
 from ..text.stops import StopStrings
@@ -41,7 +43,7 @@ async def _serve(settings: Settings) -> None:
     shutdown = _on_signal()
     store = Store(settings.models)
     await asyncio.to_thread(_tidy, store, prune=not settings.noprune)
-    await asyncio.to_thread(make_ready, jobs(elements=sorted({"f32", settings.kv_cache_type})))
+    await asyncio.to_thread(make_ready, jobs(elements={"f32", cast("ElementType", settings.kv_cache_type)}))
     kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings))
     try:
         await serve(settings, store, kernel.models, started=lambda port: announce(settings, port), shutdown=shutdown)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.tensor.jit import KERNELS
-from ..core.tensor.warmup import READY, Job, missing, warm_up
+from ..core.tensor.warmup import READY, Job, helper, missing, warm_up
 from .progress import Progress
 
 _COMPILING = "compiling kernels for this processor, once"
@@ -26,7 +26,7 @@ def compile_kernels(wanted: Sequence[Job], ready: Path = READY) -> None:
 def make_ready(wanted: Sequence[Job], ready: Path = READY) -> None:
     """Do all the jobs, with a progress line if kernels have to be compiled."""
     if missing(wanted, ready):
-        with Progress() as progress:
+        with Progress() as progress, helper(missing(wanted, ready)):
             warm_up(wanted, ready, lambda done, total: progress.tally(_COMPILING, done, total))
     else:
         warm_up(wanted, ready)

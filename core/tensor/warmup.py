@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -20,6 +24,7 @@ from .packing import pack
 from .pointwise import activate_in_place
 from .product import job_of, multiply_all
 from .team import TEAM
+from .threads import default_threads
 from .tiles import SUB, ElementType, new_tiles, store
 
 USUAL = ("Q4_K", "Q6_K", "Q8_0", "F16")  # formats that most files are made of
@@ -68,6 +73,31 @@ def warm_up(wanted: Sequence[Job], ready: Path = READY, report: Report = lambda 
         job.run()
         (ready / job.name).touch()
     report(len(wanted), len(wanted))
+
+
+@contextmanager
+def helper(wanted: Sequence[Job]) -> Iterator[None]:
+    """Have another process do the same jobs from the last one on, meanwhile: compiling holds a lock within one."""
+    names = [job.name for job in wanted]
+    if len(names) < 3 or default_threads() < 2 or not {job.name for job in every_job()}.issuperset(names):
+        yield
+        return
+    command = [sys.executable, "-c", f"import sys, {__name__} as here; here.do_backwards(sys.argv[1:])", *names]
+    process = subprocess.Popen(  # noqa: S603 - this very interpreter, and names of ours
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def do_backwards(names: Sequence[str], ready: Path = READY) -> None:
+    """Do the jobs of these names that nobody has finished, the last first."""
+    for job in reversed(every_job()):
+        if job.name in names and missing([job], ready):
+            job.run()
 
 
 def _plain() -> None:
