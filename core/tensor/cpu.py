@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from .kernels import few_rows_product, gather_rows, widen_rows
 from .layouts import LAYOUTS, WIDE_FORMATS
 from .packing import pack
 from .pointwise import FORMS, activate_in_place
-from .product import Job, job_of, multiply_all, multiply_gated
+from .product import Job, job_of, multiply_all, multiply_gated, multiply_gated_grouped, multiply_grouped
 from .rope import RopeTable
 from .source import TensorInfo, WeightSource
 
@@ -39,6 +40,13 @@ class CpuMatrix:
     def nbytes(self) -> int:
         """Bytes the product has to read."""
         return int(self.data.nbytes)
+
+    def split(self, count: int) -> list[CpuMatrix]:
+        """Return `count` matrices, of equally many rows each."""
+        rows = self.shape[0] // count
+        return [
+            CpuMatrix(self.format, self.data[i * rows : i * rows + rows], (rows, self.shape[1])) for i in range(count)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +78,23 @@ def are_alike(gate: object, up: object) -> bool:
 AnyMatrix = CpuMatrix | PackedMatrix
 
 
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """The same weight of every expert, [experts, out, in]."""
+
+    each: tuple[AnyMatrix, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Experts, rows and columns."""
+        return (len(self.each), *self.each[0].shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all experts hold."""
+        return sum(matrix.nbytes for matrix in self.each)
+
+
 class CpuLoader:
     """Puts tensors where the CPU's operations want them."""
 
@@ -77,22 +102,29 @@ class CpuLoader:
         """precise: compute with float32 activations and exact weights, for comparisons with references."""
         self._precise, self._arena = precise, Arena()
 
-    def matrix(self, source: WeightSource, info: TensorInfo) -> AnyMatrix:
-        """Return a [out, in] weight: packed if its format has a layout, else as it lies in the file."""
+    def matrix(self, source: WeightSource, info: TensorInfo) -> AnyMatrix | Experts:
+        """Return a [out, in] weight: packed if its format has a layout, else as it lies in the file.
+
+        With a dimension more, [experts, out, in], it is one for each expert.
+        """
+        if len(info.shape) not in (2, 3):
+            raise BadModel(f"{info.name} has {len(info.shape)} dimensions, expected 2, or 3 for experts")
         plain = self._plain(source, info)
-        if self._precise or (plain.format.name not in LAYOUTS and plain.format.name not in WIDE_FORMATS):
-            return plain
-        packed = packed_matrix(plain, self._arena)
-        source.release(info.name)
-        return packed
+        parts = [plain] if len(info.shape) == 2 else plain.split(info.shape[0])
+        kept: list[AnyMatrix] = list(parts)
+        if not self._precise and plain.format.name in {*LAYOUTS, *WIDE_FORMATS}:
+            kept = [packed_matrix(part, self._arena) for part in parts]
+            source.release(info.name)
+        return kept[0] if len(info.shape) == 2 else Experts(tuple(kept))
 
     def _plain(self, source: WeightSource, info: TensorInfo) -> CpuMatrix:
-        """Return a weight that kernels read in place. Formats without a kernel are widened to float32 once."""
-        if len(info.shape) != 2:
-            raise BadModel(f"{info.name} has {len(info.shape)} dimensions, expected 2")
-        shape = (info.shape[0], info.shape[1])
+        """Return a weight that kernels read in place, experts one below the other.
+
+        Formats without a kernel are widened to float32 once.
+        """
+        shape = (math.prod(info.shape[:-1]), info.shape[-1])
         if info.format.id in KINDS:
-            return CpuMatrix(info.format, source.raw(info.name), shape)
+            return CpuMatrix(info.format, source.raw(info.name).reshape(shape[0], -1), shape)
         wide = np.ascontiguousarray(decode_tensor(source.raw(info.name), info.format, info.shape))
         data = wide.view(np.uint8).reshape(shape[0], -1)
         data.flags.writeable = False  # kernels are compiled for read-only weights, as mapped files are
@@ -190,6 +222,50 @@ def gated_mlp(
         activate_in_place(inner, activation, times=wide)
     y: Floats = linear(inner, down, biases[2])
     return y
+
+
+@ops.moe.register(np.ndarray)
+def moe(
+    x: Floats,
+    chosen: npt.NDArray[np.int32],
+    share: Floats,
+    gate: Experts,
+    up: Experts,
+    down: Experts,
+    *,
+    activation: ops.Activation = "silu",
+) -> Floats:
+    """Return each token's sum of its experts' answers, times their shares. Tokens are sorted by expert meanwhile."""
+    T, k = chosen.shape
+    assert chosen.size == 0 or (chosen.min() >= 0 and chosen.max() < len(gate.each)), "an expert that is not there"
+    order = np.argsort(chosen, axis=None, kind="stable")
+    used, counts = np.unique(chosen, return_counts=True)
+    bounds = np.concatenate([[0], np.cumsum(counts)])
+    gates, ups, downs = ([weight.each[expert] for expert in used] for weight in (gate, up, down))
+    answers = np.empty((T * k, down.shape[1]), np.float32)
+    answers[order] = _ask(np.ascontiguousarray(x[order // k]), bounds, gates, ups, downs, activation)
+    mixed: Floats = np.einsum("tkd,tk->td", answers.reshape(T, k, -1), share)
+    return mixed
+
+
+def _ask(
+    x: Floats,
+    bounds: npt.NDArray[np.int64],
+    gates: list[AnyMatrix],
+    ups: list[AnyMatrix],
+    downs: list[AnyMatrix],
+    activation: ops.Activation,
+) -> Floats:
+    """Return what experts answer, each to its own rows bounds[i]:bounds[i + 1] of x."""
+    if len(gates) > 0 and are_alike(gates[0], ups[0]) and isinstance(downs[0], PackedMatrix):
+        jobs = [[part.job for part in parts if isinstance(part, PackedMatrix)] for parts in (gates, ups, downs)]
+        inner = multiply_gated_grouped(x, bounds, jobs[0], jobs[1], FORMS[activation])
+        return multiply_grouped(inner, bounds, jobs[2])
+    out = np.empty((len(x), downs[0].shape[0] if downs else 0), np.float32)
+    for i, parts in enumerate(zip(gates, ups, downs, strict=True)):
+        own = slice(bounds[i], bounds[i + 1])
+        out[own] = gated_mlp(x[own], *parts, activation=activation)
+    return out
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,11 @@ class Array(Protocol):
 
 
 class Matrix(Protocol):
-    """A weight in the layout its backend multiplies with; it may be quantised. Shape [out, in]."""
+    """A weight in the layout its backend multiplies with; it may be quantised: [out, in], or [experts, out, in]."""
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+    def shape(self) -> tuple[int, ...]:
+        """Sizes, slowest dimension first."""
 
     @property
     def nbytes(self) -> int:
@@ -141,6 +141,25 @@ def gated_mlp(
     """Return down(activation(gate(x)) · up(x)). x: [T, D]; biases: of gate, up and down.
 
     Source: GLU Variants Improve Transformer, arXiv:2002.05202.
+    """
+
+
+@Operation
+def moe(
+    x: Array,
+    chosen: Array,
+    share: Array,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+    *,
+    activation: Activation = "silu",
+) -> Array:
+    """Return Σ_j share[t, j] · gated_mlp of expert chosen[t, j] for each token: a mixture of experts.
+
+    x: [T, D]; chosen: [T, k] int32, different experts for one token; share: [T, k]; gate, up: [experts, inner, D];
+    down: [experts, D, inner]. Only weights of chosen experts are read. Source: Mixtral of Experts, arXiv:2401.04088,
+    section 2.1; what `chosen` and `share` are is the model's.
     """
 
 

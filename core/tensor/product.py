@@ -28,6 +28,7 @@ from .team import TEAM, shared, threads_of
 from .wide import WIDE_CHUNK, WIDENED, multiply_wide, widen
 
 Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
 
 ROWS = PAIR * GROUP
 SHARES = 8  # for each thread: so that none waits long for another
@@ -39,6 +40,11 @@ PLAIN = -1  # form of a product without activation
 # What the driver knows of one product, a row of its table: addresses of the compiled product, of the records, and of a
 # gate's other half or 0; columns of a step size, 1 for floats; records of a group; pairs of groups; rows.
 ENTRY, RECORDS, GATED, UNIT, UNITS, PAIRED, OUTPUTS = range(7)
+
+
+# What it knows of one product's activations: tokens, where in the result it begins, and the addresses of what
+# `Quantised` holds; floats lie at the first.
+COUNT, TO, CODES, STARTS, SUMMED, STEPS = range(6)
 
 
 # --- one pair of groups -----------------------------------------------------------------------------------------------
@@ -201,6 +207,25 @@ def multiply_gated(x: Floats, gate: Job, up: Job, form: int) -> Floats:
     return out
 
 
+def multiply_grouped(x: Floats, bounds: Integers, jobs: Sequence[Job]) -> Floats:
+    """Return the product of each job with its own tokens, rows bounds[i]:bounds[i + 1] of x, [T, rows] float32.
+
+    x: [T, D] float32, contiguous, sorted by job. bounds: [jobs + 1] int64. The jobs are of one format and one shape.
+    """
+    out = np.empty((len(x), jobs[0].outputs), np.float32)
+    run_grouped(TEAM.ready(), x, np.concatenate([job.row for job in jobs]), bounds, PLAIN, out.reshape(-1))
+    return out
+
+
+def multiply_gated_grouped(x: Floats, bounds: Integers, gates: Sequence[Job], ups: Sequence[Job], form: int) -> Floats:
+    """Return activation(x · gateᵀ) * (x · upᵀ) for each pair of jobs with its own tokens, as `multiply_grouped`."""
+    table = np.concatenate([job.row for job in gates])
+    table[:, GATED] = [job.row[0, RECORDS] for job in ups]
+    out = np.empty((len(x), gates[0].outputs), np.float32)
+    run_grouped(TEAM.ready(), x, table, bounds, form, out.reshape(-1))
+    return out
+
+
 @kernel
 def needed(x, jobs, unit):
     """Return x, or none of it if no job has that unit."""
@@ -230,44 +255,54 @@ def put_rows(total, count, stride, out, at, rows):
 
 
 @kernel
-def addresses(unit, halves, wholes, floats):
-    """Return where the activations lie that go with weights of this unit: codes or floats, starts, pairs, steps."""
-    if unit == SUB:
-        return halves[0].ctypes.data, halves[1].ctypes.data, halves[2].ctypes.data, halves[3].ctypes.data
-    if unit == WIDE:
-        return wholes[0].ctypes.data, wholes[1].ctypes.data, wholes[2].ctypes.data, wholes[3].ctypes.data
-    return floats.ctypes.data, floats.ctypes.data, floats.ctypes.data, floats.ctypes.data
-
-
-@kernel
-def multiply_share(T, D, jobs, halves, wholes, floats, form, every, shares, out, share):
-    """Compute one share of the pairs of groups of all jobs, of which there are `every`."""
+def multiply_share(jobs, inputs, D, form, every, shares, out, share):
+    """Compute one share of the pairs of groups of all jobs, of which there are `every`. inputs: as `see` fills them."""
     unpacked = aligned(np.empty(SCRATCH + BYTES, np.uint8))
-    totals = np.empty((2, (min(T, RESIDENT // SUB) + WIDTH) * ROWS), np.float32)
-    start, stop = share * every // shares, (share + 1) * every // shares
-    before, out_at = 0, 0
+    most = min(inputs[:, COUNT].max(), RESIDENT // SUB)
+    totals = np.empty((2, (most + WIDTH) * ROWS), np.float32)
+    start, stop, before = share * every // shares, (share + 1) * every // shares, 0
     for index in range(len(jobs)):
-        job = jobs[index]
-        first, last, rows = max(0, start - before), min(job[PAIRED], stop - before), job[OUTPUTS]
-        x = addresses(job[UNIT], halves, wholes, floats)
-        step = max(1, RESIDENT // (D * WIDTH * (4 if job[UNIT] == 1 else 1))) * WIDTH if first < last else T
-        for low in range(0, T if first < last else 0, step):
+        job, x, rows, T = jobs[index], inputs[index], jobs[index, OUTPUTS], inputs[index, COUNT]
+        first, last = max(0, start - before), min(job[PAIRED], stop - before)
+        before += job[PAIRED]
+        if first >= last:
+            continue
+        step = max(1, RESIDENT // (D * WIDTH * (4 if job[UNIT] == 1 else 1))) * WIDTH
+        for low in range(0, T, step):
             high = min(T, low + step)
             for pair in range(first, last):
                 for part in range(1 if job[GATED] == 0 else 2):
                     totals[part, : (high - low + WIDTH) * ROWS] = 0
                     call_entry(
                         job[ENTRY], job[RECORDS] if part == 0 else job[GATED], job[UNITS], pair, low, high, T,
-                        x[0], x[1], x[2], x[3], unpacked.ctypes.data, totals[part].ctypes.data,
+                        x[CODES], x[STARTS], x[SUMMED], x[STEPS], unpacked.ctypes.data, totals[part].ctypes.data,
                     )  # fmt: skip
                 if form != PLAIN:
                     activate_piece(form, totals[0], totals[1], 0, (high - low) * ROWS)
-                put_rows(totals[0], high - low, rows, out, out_at + low * rows + pair * ROWS, rows - pair * ROWS)
-        before += job[PAIRED]
-        out_at += T * rows
+                at = x[TO] + low * rows + pair * ROWS
+                put_rows(totals[0], high - low, rows, out, at, rows - pair * ROWS)
 
 
 share_products = shared(multiply_share)
+
+
+@kernel
+def see(inputs, index, count, to, eights, floats):
+    """Note for a job how many tokens it has, where its part of the result begins, and where its activations lie."""
+    inputs[index, COUNT], inputs[index, TO] = count, to
+    if len(floats) > 0:
+        inputs[index, CODES] = floats.ctypes.data
+    else:
+        inputs[index, CODES], inputs[index, STARTS] = eights[0].ctypes.data, eights[1].ctypes.data
+        inputs[index, SUMMED], inputs[index, STEPS] = eights[2].ctypes.data, eights[3].ctypes.data
+
+
+@kernel
+def multiply_jobs(table, jobs, inputs, D, form, out):
+    """Have all jobs done."""
+    every = jobs[:, PAIRED].sum()
+    shares = min(every, SHARES * threads_of(table))
+    share_products(table, shares, (jobs, inputs, D, form, every, shares, out))
 
 
 @kernel
@@ -280,6 +315,29 @@ def run(table, x, jobs, form, out):
     halves = quantised(table, needed(x, jobs, SUB), SUB)
     wholes = quantised(table, needed(x, jobs, WIDE), WIDE)
     floats = floats_in_tiles(table, needed(x, jobs, 1), WIDE_CHUNK * SUB)
-    every = jobs[:, PAIRED].sum()
-    shares = min(every, SHARES * threads_of(table))
-    share_products(table, shares, (T, D, jobs, halves, wholes, floats, form, every, shares, out))
+    inputs, to = np.zeros((len(jobs), STEPS + 1), np.int64), 0
+    for index in range(len(jobs)):
+        unit = jobs[index, UNIT]
+        see(inputs, index, T, to, halves if unit == SUB else wholes, floats if unit == 1 else floats[:0])
+        to += T * jobs[index, OUTPUTS]
+    multiply_jobs(table, jobs, inputs, D, form, out)
+
+
+@kernel
+def run_grouped(table, x, jobs, bounds, form, out):
+    """Compute each job's product with its own tokens, rows bounds[i]:bounds[i + 1] of x, into the same rows of out.
+
+    Jobs are of one format and one shape: experts. out: [T, rows] float32, flat.
+    """
+    D, unit, rows = x.shape[1], jobs[0, UNIT], jobs[0, OUTPUTS]
+    inputs = np.zeros((len(jobs), STEPS + 1), np.int64)
+    eights = [quantised(table, x[:0], SUB) for _ in range(len(jobs))]  # all stay until the products are done
+    floats = [x[:0].reshape(-1) for _ in range(len(jobs))]
+    for index in range(len(jobs)):
+        own = x[bounds[index] : bounds[index + 1]]
+        if unit == 1:
+            floats[index] = floats_in_tiles(table, own, WIDE_CHUNK * SUB)
+        else:
+            eights[index] = quantised(table, own, unit)
+        see(inputs, index, len(own), bounds[index] * rows, eights[index], floats[index])
+    multiply_jobs(table, jobs, inputs, D, form, out)

@@ -1,0 +1,101 @@
+"""Mixtures of experts: every token gets what its own experts say, whatever is computed beside it."""
+
+import numpy as np
+import pytest
+
+from puna.core.tensor import gated_mlp, moe
+from puna.core.tensor.blocks import by_name
+from puna.core.tensor.cpu import CpuMatrix, Experts
+
+from .packed import packed, random_blocks
+
+EXPERTS, D, INNER = 5, 256, 512
+
+
+def experts(rng, name, rows, columns, *, precise=False):
+    """Return the same weight of every expert, packed or as in a file."""
+    form = by_name(name)
+    raws = [random_blocks(rng, form, rows, columns) for _ in range(EXPERTS)]
+    if precise:
+        return Experts(tuple(CpuMatrix(form, raw, (rows, columns)) for raw in raws))
+    return Experts(tuple(packed(form, raw) for raw in raws))
+
+
+def layer(rng, names=("Q4_K", "Q4_K", "Q6_K"), **options):
+    """Return gate, up and down of every expert."""
+    shapes = (INNER, D), (INNER, D), (D, INNER)
+    return [experts(rng, name, *shape, **options) for name, shape in zip(names, shapes, strict=True)]
+
+
+def choices(rng, T, k):
+    """Return which experts each token asks, all different, and their shares."""
+    chosen = np.stack([rng.permutation(EXPERTS)[:k] for _ in range(T)]).astype(np.int32)
+    return chosen, rng.random((T, k), np.float32)
+
+
+def one_by_one(x, chosen, share, gate, up, down, activation):
+    """Return the mixture in the words of its definition."""
+    out = np.zeros_like(x)
+    for t in range(len(x)):
+        for expert, part in zip(chosen[t], share[t], strict=True):
+            parts = (weight.each[expert] for weight in (gate, up, down))
+            out[t] += part * gated_mlp(x[t : t + 1], *parts, activation=activation)[0]
+    return out
+
+
+@pytest.mark.parametrize("names", [("Q4_K", "Q4_K", "Q6_K"), ("Q8_0", "Q8_0", "Q8_0"), ("Q4_K", "Q8_0", "Q8_0")])
+@pytest.mark.parametrize(("T", "k"), [(1, 1), (1, 2), (3, 2), (40, 2), (70, 1)])
+def test_each_token_gets_the_mixture_of_its_own_experts(names, T, k):
+    rng = np.random.default_rng(T)
+    weights, x = layer(rng, names), rng.standard_normal((T, D), np.float32)
+    chosen, share = choices(rng, T, k)
+    found = moe(x, chosen, share, *weights)
+    np.testing.assert_allclose(
+        found, one_by_one(x, chosen, share, *weights, "silu"), rtol=1e-5, atol=1e-5 * abs(found).max()
+    )
+
+
+def test_experts_of_floats_and_another_activation():
+    rng = np.random.default_rng(1)
+    raws = [
+        [rng.standard_normal(shape, np.float32) / 16 for _ in range(EXPERTS)]
+        for shape in ((INNER, D), (INNER, D), (D, INNER))
+    ]
+    for parts in raws:
+        for raw in parts:
+            raw.flags.writeable = False
+    weights = [Experts(tuple(packed(by_name("F32"), raw.view(np.uint8)) for raw in parts)) for parts in raws]
+    x = rng.standard_normal((9, D), np.float32)
+    chosen, share = choices(rng, 9, 2)
+    found = moe(x, chosen, share, *weights, activation="gelu_tanh")
+    np.testing.assert_allclose(found, one_by_one(x, chosen, share, *weights, "gelu_tanh"), rtol=1e-4, atol=1e-5)
+
+
+def test_experts_as_they_lie_in_the_file_are_asked_too():
+    rng = np.random.default_rng(2)
+    weights, x = layer(rng, precise=True), rng.standard_normal((4, D), np.float32)
+    chosen, share = choices(rng, 4, 2)
+    found = moe(x, chosen, share, *weights)
+    np.testing.assert_allclose(
+        found, one_by_one(x, chosen, share, *weights, "silu"), rtol=1e-4, atol=1e-4 * abs(found).max()
+    )
+
+
+def test_experts_that_nobody_asks_are_not_read():
+    """They need not even be there: a file's pages come in as they are touched."""
+    rng = np.random.default_rng(3)
+    weights, x = layer(rng), rng.standard_normal((6, D), np.float32)
+    without = [Experts((weight.each[0], None, *weight.each[2:])) for weight in weights]
+    chosen, share = np.full((6, 1), 2, np.int32), np.ones((6, 1), np.float32)
+    np.testing.assert_array_equal(moe(x, chosen, share, *without), moe(x, chosen, share, *weights))
+
+
+def test_a_token_has_the_same_mixture_in_any_company():
+    rng = np.random.default_rng(4)
+    weights, x = layer(rng), rng.standard_normal((20, D), np.float32)
+    chosen, share = choices(rng, 20, 2)
+    together = moe(x, chosen, share, *weights)
+    for start, stop in ((0, 1), (1, 4), (4, 20)):
+        np.testing.assert_array_equal(
+            moe(x[start:stop], chosen[start:stop], share[start:stop], *weights), together[start:stop]
+        )
