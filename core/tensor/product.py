@@ -299,7 +299,7 @@ def see(inputs, index, count, to, eights, floats):
 
 @kernel
 def multiply_jobs(table, jobs, inputs, D, form, out):
-    """Have all jobs done."""
+    """Have all jobs done. The addresses in `inputs` keep no activations alive: that is the caller's duty."""
     every = jobs[:, PAIRED].sum()
     shares = min(every, SHARES * threads_of(table))
     share_products(table, shares, (jobs, inputs, D, form, every, shares, out))
@@ -321,6 +321,7 @@ def run(table, x, jobs, form, out):
         see(inputs, index, T, to, halves if unit == SUB else wholes, floats if unit == 1 else floats[:0])
         to += T * jobs[index, OUTPUTS]
     multiply_jobs(table, jobs, inputs, D, form, out)
+    return len(halves) + len(wholes) + len(floats)  # what is still in use has not been freed
 
 
 @kernel
@@ -341,3 +342,4 @@ def run_grouped(table, x, jobs, bounds, form, out):
             eights[index] = quantised(table, own, unit)
         see(inputs, index, len(own), bounds[index] * rows, eights[index], floats[index])
     multiply_jobs(table, jobs, inputs, D, form, out)
+    return len(eights) + len(floats)  # what is still in use has not been freed
