@@ -68,6 +68,6 @@ def test_packed_weights_take_at_most_a_twentieth_more_than_their_file(name):
 def test_kernels_tell_formats_apart_by_the_dtype_of_their_records(name):
     _, data, _ = packed_and_wide(name, 1, 256)
     assert data.dtype.names == (name,)
-    assert data.shape == (2, 256 // LAYOUTS[name].unit)
+    assert data.shape == (1, 256 // LAYOUTS[name].unit, 2)
     assert LAYOUTS[name].unit == by_name(name).elements
     assert LAYOUTS[name].kind == by_name(name).id

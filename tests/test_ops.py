@@ -1,6 +1,7 @@
 """Each operation on numpy arrays against a literal twin in float64, and how operations find their implementation."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from puna.core.errors import BadModel
 from puna.core.tensor import attend, embed, gated_mlp, linear, project, rms_norm, rope, rope_table, rotations
 from puna.core.tensor.blocks import by_name
-from puna.core.tensor.cpu import FEW, TILE_ROWS, CpuLoader, CpuMatrix, PackedMatrix
+from puna.core.tensor.cpu import FEW, TILE_ROWS, CpuLoader, CpuMatrix, Experts, PackedMatrix
 from puna.core.tensor.decode import KINDS, decode_tensor
 from puna.core.tensor.ops import Operation
 from puna.core.tensor.weights import open_weights
@@ -234,18 +235,21 @@ def test_a_precise_weight_lies_where_its_file_is_mapped():
     assert weight.nbytes == info.nbytes
 
 
-def test_a_weight_without_a_packed_layout_lies_where_its_file_is_mapped():
-    source, info = blocks_of("F16")
-    weight = CpuLoader().matrix(source, info)
-    assert isinstance(weight, CpuMatrix)
-    assert np.shares_memory(weight.data, source.raw(info.name))
+def test_experts_are_weights_of_their_own():
+    source, info = blocks_of("Q4_K")
+    rows, columns = info.shape
+    found = CpuLoader().matrix(source, replace(info, shape=(rows, 1, columns)))
+    assert isinstance(found, Experts)
+    assert found.shape == (rows, 1, columns)
+    for expert, wide in zip(found.each, decode_tensor(source.raw(info.name), info.format, info.shape), strict=True):
+        np.testing.assert_array_equal(embed(np.zeros(1, np.int32), expert)[0], wide)
 
 
 def test_a_weight_is_packed_into_memory_of_its_own_and_its_rows_stay_in_the_file():
     source, info = blocks_of("Q4_K")
     weight = CpuLoader().matrix(source, info)
     assert isinstance(weight, PackedMatrix)
-    assert (weight.shape, weight.layout.name) == (info.shape, "Q4_K")
+    assert (weight.shape, weight.rows.format.name) == (info.shape, "Q4_K")
     assert np.shares_memory(weight.rows.data, source.raw(info.name))
     assert not np.shares_memory(weight.data, source.raw(info.name))
     assert weight.nbytes == 32 / info.shape[0] * info.nbytes * 148 / 144  # a pair of groups, of wider records

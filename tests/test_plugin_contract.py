@@ -51,6 +51,9 @@ class MemorySource:
         raw.flags.writeable = False
         return raw
 
+    def release(self, name):
+        pass
+
     def side_file(self, name):
         return None
 
@@ -125,7 +128,7 @@ def toy_gguf(**changes):
 
 
 def load(source):
-    return load_model(find_architecture([TOY], source), source, CpuLoader())
+    return load_model(find_architecture([TOY], source), source, CpuLoader(precise=True))
 
 
 def wide(matrix: CpuMatrix):

@@ -112,7 +112,7 @@ class CpuLoader:
         plain = self._plain(source, info)
         parts = [plain] if len(info.shape) == 2 else plain.split(info.shape[0])
         kept: list[AnyMatrix] = list(parts)
-        if not self._precise and plain.format.name in {*LAYOUTS, *WIDE_FORMATS}:
+        if not self._precise and info.format.name in {*LAYOUTS, *WIDE_FORMATS}:
             kept = [packed_matrix(part, self._arena) for part in parts]
             source.release(info.name)
         return kept[0] if len(info.shape) == 2 else Experts(tuple(kept))
