@@ -174,15 +174,16 @@ class Job:
 
     row: npt.NDArray[np.int64]  # [1, OUTPUTS + 1], of its table
     outputs: int
+    data: npt.NDArray[np.void]  # whose address is in the row
 
 
 def job_of(data: npt.NDArray[np.void], rows: int) -> Job:
-    """Return the job of packed weights [pairs, units, PAIR]; they must outlive it."""
+    """Return the job of packed weights [pairs, units, PAIR], which stay as long as it does."""
     name = name_of_records(data)
     unit = 1 if name in WIDE_FORMATS else LAYOUTS[name].unit
     address = data.__array_interface__["data"][0]
     fields = [compiled(name).address, address, 0, unit, data.shape[1], data.shape[0], rows]
-    return Job(np.array([fields], np.int64), rows)
+    return Job(np.array([fields], np.int64), rows, data)
 
 
 def multiply_all(x: Floats, jobs: Sequence[Job]) -> list[Floats]:
