@@ -11,6 +11,8 @@ proves that the round is still on.
 from __future__ import annotations
 
 import atexit
+import hashlib
+import os
 import sys
 import threading
 from typing import Any
@@ -28,7 +30,7 @@ from .threads import default_threads
 
 # Places on the table, each in a cache line of its own.
 LINE = 8
-NEXT, ENTRY, DONE, TAKEN, STOPPED, WORKERS, ASLEEP = (LINE * i for i in range(7))
+NEXT, ENTRY, DONE, TAKEN, STOPPED, WORKERS, FAILED, ASLEEP = (LINE * i for i in range(8))
 ARGUMENTS, COUNT = ENTRY + 1, ENTRY + 2
 CLOSED = (1 << 32) - 1  # in place of an item: the round is over
 
@@ -44,19 +46,28 @@ class Team:
 
     def __init__(self) -> None:
         self.table: Table = np.zeros(ASLEEP + MOST, np.int64)
+        self._begin()
+        atexit.register(self.stop)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
+        """Be without workers; a forked process has none, whatever the table says."""
+        self.table[:] = 0
         self._sized = False
         self._wake: list[threading.Event] = []
-        atexit.register(self.stop)
+        self._resizing = threading.Lock()
 
     def resize(self, threads: int) -> None:
         """Compute with that many threads from now on, the caller's included."""
-        self._sized = True
         workers = min(threads - 1, MOST)
-        while len(self._wake) < workers:
-            self._wake.append(threading.Event())
-            name = f"puna-compute-{len(self._wake)}"
-            threading.Thread(target=self._work, args=(len(self._wake) - 1,), name=name, daemon=True).start()
-        self.table[WORKERS] = workers
+        with self._resizing:
+            while len(self._wake) < workers:
+                self._wake.append(threading.Event())
+                name = f"puna-compute-{len(self._wake)}"
+                threading.Thread(target=self._work, args=(len(self._wake) - 1,), name=name, daemon=True).start()
+            self.table[WORKERS] = workers
+            self._sized = True
 
     def ready(self) -> Table:
         """Return the table, with those on their way who were asleep. Call it before each round."""
@@ -175,14 +186,13 @@ def _declared(builder: Any, name: str, kind: Any) -> Any:
 
 @intrinsic
 def call_item(typing: Any, entry: Any, arguments: Any, item: Any) -> Any:
-    """Call a round's function for one item."""
+    """Call a round's function for one item; return 1 if it raised an error, else 0."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [LONG, LONG])
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
-        return context.get_dummy_value()
+        kind = ir.FunctionType(LONG, [LONG, LONG])
+        return builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
 
-    return types.void(types.int64, types.int64, types.int64), emit
+    return types.int64(types.int64, types.int64, types.int64), emit
 
 
 @kernel
@@ -201,7 +211,8 @@ def take_items(table):
             return done
         entry, arguments = table[ENTRY], table[ARGUMENTS]
         if exchange(table, NEXT, now, now + 1):  # so the round was still on when its function was read
-            call_item(entry, arguments, now & CLOSED)
+            if call_item(entry, arguments, now & CLOSED) > 0:
+                add(table, FAILED, 1)
             add(table, DONE, 1)
             done += 1
 
@@ -221,25 +232,36 @@ def serve(table, worker):
 
 @kernel
 def play_round(table, entry, arguments, count):
-    """Call the function at address `entry` with (arguments, item) for each item below count, by many threads."""
+    """Call the function at address `entry` with (arguments, item) for each item below count, by many threads.
+
+    Return how many of the calls raised an error.
+    """
+    failed = 0
     if count == 1 or table[WORKERS] == 0 or not exchange(table, TAKEN, 0, 1):
         for item in range(count):
-            call_item(entry, arguments, item)
-        return
+            failed += call_item(entry, arguments, item)
+        return failed
     round_ = (look(table, NEXT) >> 32) + 1
-    table[ENTRY], table[ARGUMENTS], table[COUNT], table[DONE] = entry, arguments, count, 0
+    table[ENTRY], table[ARGUMENTS], table[COUNT], table[DONE], table[FAILED] = entry, arguments, count, 0, 0
     publish(table, NEXT, round_ << 32)
     take_items(table)
+    looks = 0
     while look(table, DONE) < count:
         pause()
+        looks += 1
+        if looks > ALERT:
+            offer_core()
+    failed = table[FAILED]
     publish(table, NEXT, (round_ << 32) + CLOSED)
     publish(table, TAKEN, 0)
+    return failed
 
 
 def shared(function: Any) -> Any:
     """Return what kernels call to have function(*arguments, item) called for each item below count, by the team:
 
-    share(table, count, arguments). function: a kernel; nothing that it returns or raises counts. arguments: a tuple.
+    share(table, count, arguments). arguments: a tuple. function: a kernel; nothing that it returns counts, and if it
+    raises an error, for want of memory, `share` raises a MemoryError in its stead.
     """
 
     @intrinsic
@@ -258,12 +280,15 @@ def shared(function: Any) -> Any:
 
         return types.UniTuple(types.int64, 2)(arguments), emit
 
-    return kernel(specialised(_share, f"share_{function.__name__}", prepare=prepare))
+    # numba looks for a cached kernel by name, and sees only this file: the name must tell whose share it is.
+    source = hashlib.sha256(function.py_func.__code__.co_code + function.__module__.encode()).hexdigest()[:8]
+    return kernel(specialised(_share, f"share_{function.__name__}_{source}", prepare=prepare))
 
 
 def _share(table, count, arguments):
     entry, place = prepare(arguments)  # type: ignore[name-defined]  # noqa: F821 - `specialised` gives it
-    play_round(table, entry, place, count)
+    if play_round(table, entry, place, count) > 0:
+        raise MemoryError("a kernel failed on one of its threads")
 
 
 def spread(share: Any, count: int, each: int, *arguments: Any) -> None:
@@ -277,12 +302,14 @@ def spread(share: Any, count: int, each: int, *arguments: Any) -> None:
 def _emit_entry(context: Any, builder: Any, described: Any, held: Any) -> Any:
     """Add a function (address of arguments, item) to the module, which calls the one described."""
     name = f"{builder.function.name}.item{len(builder.module.functions)}"
-    entry = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [LONG, LONG]), name)
+    entry = ir.Function(builder.module, ir.FunctionType(LONG, [LONG, LONG]), name)
     entry.linkage = "internal"
     inner = ir.IRBuilder(entry.append_basic_block())
     members = inner.load(inner.inttoptr(entry.args[0], held.as_pointer()))
     given = [inner.extract_value(members, i) for i in range(len(held.elements))]
     callee = context.declare_function(builder.module, described)
-    context.call_conv.call_function(inner, callee, described.restype, described.argtypes, [*given, entry.args[1]])
-    inner.ret_void()
+    status, _ = context.call_conv.call_function(
+        inner, callee, described.restype, described.argtypes, [*given, entry.args[1]]
+    )
+    inner.ret(inner.zext(status.is_error, LONG))
     return entry
