@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import config
+from numba.core.codegen import get_host_cpu_features
 from numpy.polynomial import Chebyshev, Polynomial
 
 LANES = 16  # float32 and int32 values in a vector
@@ -36,12 +36,14 @@ INTS, FLOATS, CODES = vector(INT), vector(FLOAT), vector(BYTE, BYTES)
 
 @cache
 def features() -> frozenset[str]:
-    """Return what the processor that kernels are compiled for can do, in LLVM's words."""
+    """Return what the processor that kernels are compiled for can do, in LLVM's words.
+
+    As numba sees it, which leaves out all of AVX on some processors.
+    """
     given: str | None = config.CPU_FEATURES  # type: ignore[attr-defined]
-    name: str | None = config.CPU_NAME  # type: ignore[attr-defined]
-    if given is None and name is None:
-        return frozenset(feature for feature, on in llvm.get_host_cpu_features().items() if on)
-    return frozenset(item[1:] for item in (given or "").split(",") if item.startswith("+"))
+    if given is None:
+        given = "" if config.CPU_NAME else get_host_cpu_features()  # type: ignore[attr-defined]
+    return frozenset(item[1:] for item in given.split(",") if item.startswith("+"))
 
 
 class Emitter:
