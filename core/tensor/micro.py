@@ -24,7 +24,7 @@ from .simd import BYTE, BYTES, CODES, FLOAT, FLOATS, INT, INTS, LANES, Emitter, 
 
 VECTOR = 4 * GROUP  # bytes of sixteen float32
 AHEAD = 6144  # bytes of weights that are asked for before they are unpacked: the time memory takes to answer
-CHUNK = 8  # sub-blocks of 32 columns that are unpacked at once: 16 KB of codes for a pair stay in the first cache
+CHUNK = 8  # sub-blocks of 32 columns that are unpacked at once: 8 KB of codes for a pair stay in the first cache
 CHAINS = 6  # sums that grow side by side at least: a dot instruction takes five cycles, and two begin in each
 
 ONE = 0x4B400000  # the bits of 1.5 * 2^23

@@ -34,7 +34,7 @@ ROWS = PAIR * GROUP
 SHARES = 8  # for each thread: so that none waits long for another
 RESIDENT = 1 << 20  # bytes of activations that stay in a core's own cache while weights stream past
 SCRATCH = max(UNPACKED, WIDENED)  # bytes of weights in the form that tiles are multiplied with
-FEW = 4  # tokens that weights are unpacked for in registers
+FEW = 8  # tokens that weights are unpacked for in registers: once for each tile, which still costs less than memory
 PLAIN = -1  # form of a product without activation
 
 # What the driver knows of one product, a row of its table: addresses of the compiled product, of the records, and of a
@@ -54,33 +54,45 @@ NAME, COLUMNS = "", 0
 ENTRY_TYPE = types.void(*[types.intp] * 12)
 
 
-def multiply_few(records, units, pair, width, codes, starts, pairs, steps, total):
-    """Multiply one tile of `width` tokens, all that there are."""
+def multiply_few(records, units, pair, count, codes, starts, pairs, steps, total):
+    """Multiply the tiles of a few tokens, all that there are, unit by unit."""
+    subs, padded = COLUMNS // SUB, padded_count(count)
     for unit_at in range(units):
-        record, sub = (pair * units + unit_at) * PAIR, unit_at * (COLUMNS // SUB)
-        code_at, start_at, tile_at = sub * SUB * width, sub * SUMS * width, unit_at * width
-        step_at = tile_at if COLUMNS == WIDE else start_at
-        if width == 1:
-            multiply_records(
-                NAME, 1, records, record, codes, code_at, starts, start_at, pairs, tile_at * PAIRS, steps, step_at,
-                total, 0,
-            )  # fmt: skip
-        elif width == 2:
-            multiply_records(
-                NAME, 2, records, record, codes, code_at, starts, start_at, pairs, tile_at * PAIRS, steps, step_at,
-                total, 0,
-            )  # fmt: skip
-        else:
-            multiply_records(
-                NAME, 4, records, record, codes, code_at, starts, start_at, pairs, tile_at * PAIRS, steps, step_at,
-                total, 0,
-            )  # fmt: skip
+        record, sub = (pair * units + unit_at) * PAIR, unit_at * subs
+        chunk = sub // CHUNK * CHUNK  # where its activations' chunk begins
+        here = min(CHUNK, units * subs - chunk)
+        for base in range(0, count, WIDTH):
+            width = width_of(count - base)
+            before = chunk * padded + base * here + (sub - chunk) * width
+            code_at, start_at, at = before * SUB, before * SUMS, base * ROWS
+            tile_at = unit_at * padded + base
+            step_at = tile_at if COLUMNS == WIDE else start_at
+            if width == WIDTH:
+                multiply_records(
+                    NAME, WIDTH, records, record, codes, code_at, starts, start_at, pairs, tile_at * PAIRS, steps,
+                    step_at, total, at,
+                )  # fmt: skip
+            elif width == 4:
+                multiply_records(
+                    NAME, 4, records, record, codes, code_at, starts, start_at, pairs, tile_at * PAIRS, steps,
+                    step_at, total, at,
+                )  # fmt: skip
+            elif width == 2:
+                multiply_records(
+                    NAME, 2, records, record, codes, code_at, starts, start_at, pairs, tile_at * PAIRS, steps,
+                    step_at, total, at,
+                )  # fmt: skip
+            else:
+                multiply_records(
+                    NAME, 1, records, record, codes, code_at, starts, start_at, pairs, tile_at * PAIRS, steps,
+                    step_at, total, at,
+                )  # fmt: skip
 
 
 def multiply_pair(records, units, pair, low, high, count, codes, starts, pairs, steps, unpacked, total):
     """total[low:high] = activations · weightsᵀ for one pair of groups. low is a multiple of WIDTH."""
     if count <= FEW:
-        multiply_few(records, units, pair, width_of(count), codes, starts, pairs, steps, total)
+        multiply_few(records, units, pair, count, codes, starts, pairs, steps, total)
         return
     subs, padded = units * COLUMNS // SUB, padded_count(count)
     for first in range(0, subs, CHUNK):
@@ -268,7 +280,7 @@ def multiply_share(jobs, inputs, D, form, every, shares, out, share):
         before += job[PAIRED]
         if first >= last:
             continue
-        step = max(1, RESIDENT // (D * WIDTH * (4 if job[UNIT] == 1 else 1))) * WIDTH
+        step = max(1, RESIDENT // (max(D, SUB) * WIDTH * (4 if job[UNIT] == 1 else 1))) * WIDTH
         for low in range(0, T, step):
             high = min(T, low + step)
             for pair in range(first, last):
