@@ -71,12 +71,18 @@ class Puna:
         return self._loop.run(self._reply(prompt, tokens))
 
     def together(self, prompts: Sequence[int], tokens: int) -> float:
-        """Submit all prompts at once; each reply's own clock runs from its first token on."""
+        """Submit all prompts at once; the clock runs from the first token of any reply to the last of any."""
 
-        async def replies() -> list[Reply]:
-            return await asyncio.gather(*[self._reply([token], tokens) for token in prompts])
+        async def timed(token: int) -> tuple[float, float]:
+            reply = await self._reply([token], tokens)
+            end = time.perf_counter()
+            return end - reply.decode_s, end
 
-        return sum(reply.rate for reply in self._loop.run(replies()))
+        async def replies() -> list[tuple[float, float]]:
+            return await asyncio.gather(*[timed(token) for token in prompts])
+
+        starts, ends = zip(*self._loop.run(replies()), strict=True)
+        return len(prompts) * tokens / (max(ends) - min(starts))
 
     async def _reply(self, prompt: Sequence[int], tokens: int) -> Reply:
         from puna.core.scheduler.messages import Finished, Generate

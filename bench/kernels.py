@@ -68,7 +68,8 @@ class Weights:
 
     def product(self, x: Floats) -> Callable[[Any], object]:
         """Return what multiplies x with a copy."""
-        return lambda data: multiply_all(x, [job_of(data, ROWS)])
+        jobs = {id(data): job_of(data, ROWS) for data in self.copies}
+        return lambda data: multiply_all(x, [jobs[id(data)]])
 
 
 def make_weights(name: str) -> Weights:

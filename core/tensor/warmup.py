@@ -22,7 +22,7 @@ from .kernels import few_rows_product, gather_rows, widen_rows
 from .layouts import LAYOUTS, WIDE_FORMATS
 from .packing import pack
 from .pointwise import activate_in_place
-from .product import job_of, multiply_all
+from .product import job_of, multiply_all, multiply_grouped
 from .team import TEAM
 from .threads import default_threads
 from .tiles import SUB, ElementType, new_tiles, store
@@ -52,6 +52,7 @@ def jobs(formats: Iterable[str] = USUAL, elements: Iterable[ElementType] = ("f16
         *(Job(f"products-{name}", partial(_packed, name)) for name in formats),
         *(Job(f"attention-{element}", partial(_attention, element)) for element in elements),
         Job("activations", _activations),
+        Job("experts", _experts),
     ]
 
 
@@ -113,6 +114,12 @@ def _packed(name: str) -> None:
     form = by_name(name)
     data = pack(np.zeros((1, form.row_bytes(256)), np.uint8), form)
     multiply_all(np.zeros((1, 256), np.float32), [job_of(data, 1)])
+
+
+def _experts() -> None:
+    form = by_name(USUAL[0])
+    data = pack(np.zeros((1, form.row_bytes(256)), np.uint8), form)
+    multiply_grouped(np.zeros((1, 256), np.float32), np.array([0, 1]), [job_of(data, 1)])
 
 
 def _attention(element: ElementType) -> None:
