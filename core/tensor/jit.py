@@ -40,7 +40,7 @@ def _processor() -> tuple[str, str]:
     """Return the name and the features of the processor to compile for: this one, unless numba is told another."""
     name = config.CPU_NAME or llvm.get_host_cpu_name()  # type: ignore[attr-defined]
     features = config.CPU_FEATURES  # type: ignore[attr-defined]
-    return name, get_host_cpu_features() if features is None else features
+    return name, get_host_cpu_features() if features is None else features  # type: ignore[no-untyped-call]
 
 
 KERNELS = cache_folder()  # of this process: the sources may change while it runs

@@ -42,7 +42,7 @@ def features() -> frozenset[str]:
     """
     given: str | None = config.CPU_FEATURES  # type: ignore[attr-defined]
     if given is None:
-        given = "" if config.CPU_NAME else get_host_cpu_features()  # type: ignore[attr-defined]
+        given = "" if config.CPU_NAME else get_host_cpu_features()  # type: ignore[attr-defined,no-untyped-call]
     return frozenset(item[1:] for item in given.split(",") if item.startswith("+"))
 
 
