@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 from ...core.keys import Keys
 from .engine import Engine, Marker
@@ -33,11 +34,13 @@ def markers(vocabulary: Vocabulary) -> Iterator[Marker]:
 
 def ordinary(vocabulary: Vocabulary, marked: Iterable[Marker]) -> dict[str, int]:
     """Return the pieces that text may be merged into, with their ids. Of two equal pieces the first counts."""
-    taken = {marker.text for marker in marked}
-    tokens: dict[str, int] = {}
-    for token, piece in vocabulary.of(Kind.NORMAL):
-        if piece not in taken:
-            tokens.setdefault(piece, token)
+    ids = vocabulary.ids(Kind.NORMAL)
+    texts = [vocabulary.pieces[token] for token in ids]
+    tokens = dict(zip(texts, ids, strict=True))
+    if len(tokens) < len(ids):
+        tokens.update(zip(reversed(texts), reversed(ids), strict=True))
+    for marker in marked:
+        tokens.pop(marker.text, None)
     return tokens
 
 
@@ -50,4 +53,4 @@ def unknown_token(keys: Keys, vocabulary: Vocabulary) -> dict[str, int]:
 
 def numbered(tokens: Iterable[str]) -> dict[str, int]:
     """Return pieces numbered from zero, as the library wants them."""
-    return {piece: number for number, piece in enumerate(tokens)}
+    return dict(zip(tokens, count()))
