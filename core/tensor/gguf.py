@@ -205,7 +205,8 @@ def _before_seven_zeros(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     zero = data[1:] == 0
     two = zero[:-1] & zero[1:]
     four = two[:-2] & two[2:]
-    return four[:-3] & four[3:]
+    seven: npt.NDArray[np.bool_] = four[:-3] & four[3:]
+    return seven
 
 
 def _read_header(cursor: _Cursor) -> tuple[int, int]:

@@ -5,6 +5,7 @@ Source: Radford et al., Language Models are Unsupervised Multitask Learners (201
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from itertools import repeat
 
@@ -48,10 +49,12 @@ def _all_in_alphabet(vocabulary: Vocabulary) -> Vocabulary:
 def _model(keys: Keys, vocabulary: Vocabulary, tokens: dict[str, int], split: Split) -> BPE:
     numbers, merges = numbered(tokens), read_strings(keys, "merges")
     pairs = [(left, right) for left, _, right in map(str.partition, merges, repeat(" "))]
-    try:  # the library looks every part of a pair up anyway; to do so before it does takes half as long again
-        return BPE(numbers, pairs, ignore_merges=split.ignore_merges)
-    except Exception:  # nothing more precise, where a part is none of these tokens
-        return BPE(numbers, _within(tokens, keys, vocabulary, merges), ignore_merges=split.ignore_merges)
+    # The library looks both parts of a pair up, so that is not done twice; but it panics where they make a text longer
+    # than any token.
+    if all(map(numbers.__contains__, map("".join, pairs))):
+        with suppress(Exception):  # nothing more precise: a part is none of these tokens
+            return BPE(numbers, pairs, ignore_merges=split.ignore_merges)
+    return BPE(numbers, _within(tokens, keys, vocabulary, merges), ignore_merges=split.ignore_merges)
 
 
 def _within(tokens: dict[str, int], keys: Keys, vocabulary: Vocabulary, merges: list[str]) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
+from operator import eq
 
 from ...core.keys import Keys
 from .engine import Engine, Marker
@@ -51,6 +52,8 @@ def unknown_token(keys: Keys, vocabulary: Vocabulary) -> dict[str, int]:
     return {} if found is None else {found[1]: found[0]}
 
 
-def numbered(tokens: Iterable[str]) -> dict[str, int]:
-    """Return pieces numbered from zero, as the library wants them."""
+def numbered(tokens: dict[str, int]) -> dict[str, int]:
+    """Return pieces numbered from zero in their order, as the library wants them: tokens itself, if its ids are so."""
+    if all(map(eq, tokens.values(), count())):
+        return tokens
     return dict(zip(tokens, count()))
