@@ -11,7 +11,7 @@ from contextlib import contextmanager
 def no_collection() -> Iterator[None]:
     """Put off the search for cyclic garbage while hundreds of thousands of objects are made, none of which is any.
 
-    The search goes through every object of the process, again and again as their number grows: a third of the time
+    The search goes through every object of the process, again and again as their number grows: a fifth of the time
     that opening a large vocabulary takes in a server. Of two threads that use this the first to end puts an end to it.
     """
     enabled = gc.isenabled()
