@@ -13,7 +13,7 @@ from ..core.errors import BadModel, BadRequest, Failure
 from ..core.scheduler.models import ModelFiles
 from ..store import Digest, Store, StoredModel, chat_template
 from ..text.conversation import Message, PromptTemplate
-from ..text.tokenizers import open_tokenizer
+from ..text.tokenizers import read_bos_eos
 
 MAX_TEMPLATES = 256  # templates kept in memory
 SERVED = frozenset({"completion", "insert"})  # what this version can do with a model, whatever its template says
@@ -86,8 +86,8 @@ def _read_template(stored: StoredModel) -> PromptTemplate:
         jinja = chat_template(weights)
         if jinja is None:
             return PromptTemplate.open()
-        tokenizer = open_tokenizer(weights)  # only for the two markers that such a template writes itself
-        return PromptTemplate.open(jinja=jinja, bos=tokenizer.bos_token, eos=tokenizer.eos_token)
+        bos, eos = read_bos_eos(weights)  # such a template writes them itself
+        return PromptTemplate.open(jinja=jinja, bos=bos, eos=eos)
 
 
 def _files(stored: StoredModel) -> ModelFiles:

@@ -100,6 +100,18 @@ def test_arrays_of_strings_keep_bytes_that_are_not_utf_8(opened):
     assert values[3].encode("utf-8", "surrogateescape") == b"\xff\xc3"
 
 
+@pytest.mark.parametrize(
+    "odd", ["", "\0", "a\0\0\0\0\0\0\0\0b", "x" * 255, "x" * 256, "▁" * 30_000, b"\xe2\x96", "\0" * 9]
+)
+@pytest.mark.parametrize("every", [1, 100, 700])
+def test_odd_strings_are_read_like_the_short_ones_around_them(opened, odd, every):
+    texts = [odd if i % every == 0 else ("a", "▁b", "😀" * 3, b"\xff")[i % 4] for i in range(1, 1501)]
+    values = opened(file([array("tokens", STRING, texts), key("next", U8, 7)])).metadata
+    raw = [text.encode("utf-8", "surrogateescape") for text in values["tokens"]]
+    assert raw == [text.encode() if isinstance(text, str) else text for text in texts]
+    assert values["next"] == 7
+
+
 def test_a_tensor_is_a_read_only_view_with_its_slowest_dimension_first(opened):
     values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     source = opened(file([], [tensor("t", (4, 3, 2))], values.tobytes()))
@@ -223,6 +235,13 @@ def test_every_truncation_is_refused(opened):
     for length in range(len(content)):
         with pytest.raises(BadFile):
             opened(content[:length])
+
+
+@pytest.mark.parametrize("missing", [1, 6, 9, 30_000])
+def test_a_long_array_of_strings_that_the_file_cuts_off_is_refused(opened, missing):
+    content = string("tokens") + struct.pack("<IIQ", ARRAY, STRING, 4000) + string("token") * 4000
+    with pytest.raises(BadFile, match="truncated: the value of 'tokens'"):
+        opened(file([content], alignment=1)[:-missing])
 
 
 def test_a_large_vocabulary_takes_little_more_memory_than_its_bytes(opened):

@@ -1,5 +1,6 @@
 """Tokenizers give the ids and the text of the published ones, from checkpoints and from GGUF files alike."""
 
+import gc
 import json
 import logging
 import unicodedata
@@ -16,7 +17,7 @@ from tokenizers import Regex, pre_tokenizers
 
 from puna.core.errors import BadFile, BadModel, Unsupported
 from puna.core.tensor.weights import open_weights
-from puna.text.tokenizers import TextTokenizer, open_tokenizer
+from puna.text.tokenizers import TextTokenizer, open_tokenizer, read_bos_eos
 from puna.text.tokenizers.merging import ScoredMerging, derive_merges
 from puna.text.tokenizers.patterns import SPLITS
 
@@ -179,6 +180,46 @@ def test_a_control_token_spelled_like_a_word_is_not_found_by_looking_the_word_up
     assert ids(tokenizer, "hello", special=False) == [4]
     assert ids(tokenizer, "stop", special=False) == [3]  # the letters s, t and p have no tokens here
     assert ids(tokenizer, "stop") == [5]
+
+
+def test_pairs_that_lead_to_a_control_token_are_left_out_and_the_others_keep_their_order():
+    tokens = [*"abcd", "bc", "ab", "cd", "abcd"]
+    merges = ["a b", "ab cd", "c d", "b c"]
+    source = Metadata(model="gpt2", pre="qwen2", tokens=tokens, token_type=[1, 1, 1, 1, 1, 1, 1, 3], merges=merges)
+    assert ids(open_tokenizer(source), "abcd", special=False) == [5, 6]
+
+
+def test_of_two_equal_pieces_the_first_is_found_and_both_are_shown():
+    source = Metadata(model="gpt2", pre="qwen2", tokens=["b", "a", "c", "a"], merges=[])
+    tokenizer = open_tokenizer(source)
+    assert ids(tokenizer, "abc") == [1, 0, 2]
+    assert tokenizer.decode([1, 3]) == "aa"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        Metadata(model="gpt2", tokens=["<s>", "a"], token_type=[3, 1], merges=[], bos_token_id=0),
+        Metadata(model="gpt2", tokens=["<s>", "a"], token_type=[3, 1], merges=[], seperator_token_id=0),
+        SideFiles(FIXTURES / "qwen3/hf"),
+        SideFiles(FIXTURES / "qwen3/hf", **{"tokenizer_config.json": b'{"bos_token":{"content":"<b>"}}'}),
+    ],
+)
+def test_the_tokens_a_template_writes_are_known_without_the_tokenizer(source):
+    tokenizer = open_tokenizer(source)
+    assert read_bos_eos(source) == (tokenizer.bos_token, tokenizer.eos_token) != ("", "")
+
+
+def test_opening_a_tokenizer_leaves_the_collector_as_it_was():
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            open_tokenizer(plain())
+            with pytest.raises(BadModel):
+                open_tokenizer(plain(merges=["a c"]))
+            assert gc.isenabled() == enabled
+        finally:
+            gc.enable()
 
 
 def test_padding_rows_are_not_found_in_text():
@@ -467,6 +508,8 @@ def test_a_space_goes_before_text_after_every_control_token_unless_inst_is_one()
         (plain, {"token_type": "11111111"}, "tokenizer.ggml.token_type"),
         (plain, {"merges": ["a b", "a c"]}, "tokenizer.ggml.merges.*'a c'"),
         (plain, {"merges": ["ab"]}, "tokenizer.ggml.merges.*'ab'"),
+        (plain, {"merges": ["a b", "ab <|return|><|return|>"]}, "tokenizer.ggml.merges.*'ab <"),
+        (plain, {"merges": ["a b", "c ab"], "tokens": [*"ab", "ab", *"defg", "cab"]}, "tokenizer.ggml.merges.*'c ab'"),
         (plain, {"merges": [1]}, "tokenizer.ggml.merges"),
         (plain, {"pre": 5}, "tokenizer.ggml.pre"),
         (plain, {"pretokenizer": "(("}, "tokenizer.ggml.pretokenizer"),

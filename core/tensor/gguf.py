@@ -36,6 +36,8 @@ _SMALLEST_KEY = 8 + 4 + 1  # bytes: length, type, value
 _SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8  # bytes: length, dimensions, one dimension, type, offset
 _LONGEST_NAME = 65_535  # bytes; the specification's limit for a key
 _MOST_DIMENSIONS = 4
+_WINDOW = 1 << 16  # bytes of short strings that are read at once
+_MANY = 512  # strings
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 
 
@@ -152,8 +154,38 @@ class _Cursor:
         return self.strings(1, what)[0]
 
     def strings(self, count: int, what: str) -> list[str]:
-        """Return `count` strings, each behind its length. This loop is most of the time that opening a file takes."""
+        """Return `count` strings, each behind its length."""
         self.need(count, _U64.size, what)
+        values: list[str] = []
+        while (left := count - len(values)) >= _MANY:
+            values += (found := self._short_strings(left))
+            if len(found) < _MANY:  # a search takes the time of some hundred strings: the next must not come too soon
+                values += self._single_strings(min(_MANY, left - len(found)), what)
+        return values + self._single_strings(left, what)
+
+    def _short_strings(self, most: int) -> list[str]:
+        """Return the next strings, up to the first that is empty, holds a zero byte or has 256 bytes or more.
+
+        All are found at once, which takes a third of the time of reading them singly: the length of a short string is
+        one byte and seven zeros, and where text has no zeros, these are nowhere else. A window of the file at a time,
+        which a processor's cache can hold.
+        """
+        window = np.frombuffer(self.data, np.uint8, min(_WINDOW, len(self.data) - self.at), self.at)
+        lengths = np.flatnonzero(_before_seven_zeros(window))[:most]
+        ends = lengths + _U64.size + window[lengths]
+        starts = np.concatenate([[0], ends[:-1]])
+        odd = np.flatnonzero((lengths != starts) | (ends > len(window)))
+        count = int(odd[0]) if odd.size else len(ends)
+        if not count:
+            return []
+        text = window[: ends[count - 1]].copy()
+        text[lengths[:count]] = 0
+        if np.count_nonzero(text) != len(text) - _U64.size * count:
+            return []
+        self.at += len(text)
+        return text.tobytes().decode("utf-8", "surrogateescape").split("\0" * _U64.size)[1:]
+
+    def _single_strings(self, count: int, what: str) -> list[str]:
         data, at, size = self.data, self.at, len(self.data)
         values = []
         for _ in range(count):
@@ -166,6 +198,15 @@ class _Cursor:
             values.append(data[start:at].decode("utf-8", "surrogateescape"))
         self.at = at
         return values
+
+
+def _before_seven_zeros(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Return for each byte, save the last seven, whether the seven after it are zero."""
+    zero = data[1:] == 0
+    two = zero[:-1] & zero[1:]
+    four = two[:-2] & two[2:]
+    seven: npt.NDArray[np.bool_] = four[:-3] & four[3:]
+    return seven
 
 
 def _read_header(cursor: _Cursor) -> tuple[int, int]:

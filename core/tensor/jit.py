@@ -10,13 +10,14 @@ import hashlib
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import llvmlite
 import llvmlite.binding as llvm
 import numba
+import numpy as np
 from numba.core import config
 from numba.core.codegen import get_host_cpu_features
 
@@ -31,7 +32,7 @@ def cache_folder() -> Path:
     state = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         state.update(source.name.encode() + b"\0" + source.read_bytes())
-    for fact in (sys.version, version("numba"), version("llvmlite"), version("numpy"), *_processor()):
+    for fact in (sys.version, numba.__version__, llvmlite.__version__, np.__version__, *_processor()):
         state.update(fact.encode() + b"\0")
     return Path(read_setting("kernel_cache")) / state.hexdigest()[:16]
 

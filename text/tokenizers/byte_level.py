@@ -5,7 +5,9 @@ Source: Radford et al., Language Models are Unsupervised Multitask Learners (201
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
+from itertools import repeat
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -25,7 +27,7 @@ def byte_level_bpe(keys: Keys, vocabulary: Vocabulary, pre: str | None) -> Famil
     tokens = ordinary(vocabulary, marked)
     cuts = [pre_tokenizers.Split(_regex(keys, pattern), "isolated") for pattern in split.patterns]
     engine = assemble(
-        BPE(numbered(tokens), _read_merges(keys, vocabulary, tokens), ignore_merges=split.ignore_merges),
+        _model(keys, vocabulary, tokens, split),
         list(tokens.values()),
         marked,
         normalizer=normalizers.NFC() if split.nfc else None,
@@ -44,18 +46,29 @@ def _all_in_alphabet(vocabulary: Vocabulary) -> Vocabulary:
     return replace(vocabulary, pieces=pieces)
 
 
-def _read_merges(keys: Keys, vocabulary: Vocabulary, tokens: dict[str, int]) -> list[tuple[str, str]]:
-    """Return the pairs under `merges`, without those that lead to or from a marker: text never becomes one."""
+def _model(keys: Keys, vocabulary: Vocabulary, tokens: dict[str, int], split: Split) -> BPE:
+    numbers, merges = numbered(tokens), read_strings(keys, "merges")
+    pairs = [(left, right) for left, _, right in map(str.partition, merges, repeat(" "))]
+    # The library looks both parts of a pair up, so that is not done twice; but it panics where they make a text longer
+    # than any token.
+    if all(map(numbers.__contains__, map("".join, pairs))):
+        with suppress(Exception):  # nothing more precise: a part is none of these tokens
+            return BPE(numbers, pairs, ignore_merges=split.ignore_merges)
+    return BPE(numbers, _within(tokens, keys, vocabulary, merges), ignore_merges=split.ignore_merges)
+
+
+def _within(tokens: dict[str, int], keys: Keys, vocabulary: Vocabulary, merges: list[str]) -> list[tuple[str, str]]:
+    """Return the pairs in merges, without those that lead to or from a marker: text never becomes one."""
     known = set(vocabulary.pieces)
-    merges = []
-    for merge in read_strings(keys, "merges"):
+    pairs = []
+    for merge in merges:
         left, _, right = merge.partition(" ")
         both = left + right
         if left not in known or right not in known or both not in known:
             raise keys.wrong("merges", f"pairs of tokens that make a token, which {merge!r} is not")
         if left in tokens and right in tokens and both in tokens:
-            merges.append((left, right))
-    return merges
+            pairs.append((left, right))
+    return pairs
 
 
 def _find_split(keys: Keys, pre: str | None) -> Split:

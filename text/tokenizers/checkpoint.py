@@ -16,10 +16,11 @@ from ...core.tensor.source import WeightSource
 from . import pieces as spelling
 from .ends import find_ends
 from .engine import Engine
-from .pieces import Pieces, Spelling, spell
+from .pieces import Pieces, Spelling
 from .tokenizer import Frame, TextTokenizer
 from .vocabulary import check_ids
 
+_SETTINGS = "tokenizer_config.json"
 LARGEST_ID = 1 << 22  # sixteen times the largest vocabulary so far; tables are as long as the largest id
 
 
@@ -29,31 +30,45 @@ class _Layout(msgspec.Struct):
     decoder: dict[str, Any] | None = None
 
 
-def from_checkpoint(source: WeightSource) -> TextTokenizer:
-    """Return the tokenizer of a checkpoint; see `open_tokenizer`."""
+def open_tokenizer(source: WeightSource) -> TextTokenizer:
+    """Return the tokenizer of a checkpoint; see `puna.text.tokenizers.open_tokenizer`."""
     data = source.side_file("tokenizer.json")
     if data is None:
         raise BadModel("the checkpoint has no tokenizer.json")
-    settings = _read_json(source, "tokenizer_config.json")
-    names = _read_json(source, "special_tokens_map.json") | settings
+    settings = _read_json(source, _SETTINGS)
+    names = _names(source, settings)
     tokenizer = _parse(data)
     _make_control(tokenizer, names)
     engine = Engine(tokenizer)
     control = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     pieces = _pieces(tokenizer, control, *_spelling(data))
-    bos_token, eos_token = _token_text(names, "bos_token"), _token_text(names, "eos_token")
+    bos_token, eos_token = _bos_eos(names)
     vocab_size = _vocab_size(source.metadata)
-    ends = _named_ends(source, size=max(len(pieces.shown), vocab_size))
+    ends = _named_ends(source, size=max(len(pieces.texts), vocab_size))
     eos = tokenizer.token_to_id(eos_token)
     return TextTokenizer(
         engine,
         pieces,
-        _frame(tokenizer, Keys(settings, origin="tokenizer_config.json"), tokenizer.token_to_id(bos_token), eos),
+        _frame(tokenizer, Keys(settings, origin=_SETTINGS), tokenizer.token_to_id(bos_token), eos),
         stop_ids=find_ends(ends if eos is None else ends | {eos}, control),
         bos_token=bos_token,
         eos_token=eos_token,
         vocab_size=vocab_size,
     )
+
+
+def read_bos_eos(source: WeightSource) -> tuple[str, str]:
+    """Return the texts of two tokens; see `puna.text.tokenizers.read_bos_eos`."""
+    return _bos_eos(_names(source, _read_json(source, _SETTINGS)))
+
+
+def _names(source: WeightSource, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tokens that have a role, by its name. settings: the file that has the last word."""
+    return {**_read_json(source, "special_tokens_map.json"), **settings}
+
+
+def _bos_eos(names: Mapping[str, Any]) -> tuple[str, str]:
+    return _token_text(names, "bos_token"), _token_text(names, "eos_token")
 
 
 def _parse(data: bytes) -> Tokenizer:
@@ -82,11 +97,11 @@ def _pieces(tokenizer: Tokenizer, control: Mapping[str, int], reading: Spelling,
         for token, added in tokenizer.get_added_tokens_decoder().items():
             by_id[token] = spelling.in_byte_alphabet(added.content)
     ids = range(max(by_id) + 1)
-    return spell(
-        (by_id.get(token, "") for token in ids),
+    return Pieces(
+        [by_id.get(token, "") for token in ids],
         reading,
-        control=control.values(),
-        padding=(token for token in ids if token not in by_id),
+        control=frozenset(control.values()),
+        padding=frozenset(token for token in ids if token not in by_id),
         dummy_prefix=dummy_prefix,
     )
 

@@ -16,7 +16,7 @@ class IncrementalDecoder:
     """Implements `core.protocols.Detokenizer`. Control tokens add nothing. Not for use by several threads."""
 
     def __init__(self, pieces: Pieces, prompt: Sequence[int] = ()) -> None:
-        self._pieces = pieces.hidden
+        self._bytes = pieces.hidden
         self._decoder = _utf8(errors="replace")
         self._at_start = pieces.dummy_prefix and not any(map(self._bytes, prompt))
         self._decoder.decode(self._tail(prompt))  # a character that the prompt left unfinished is finished here
@@ -34,9 +34,6 @@ class IncrementalDecoder:
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text
-
-    def _bytes(self, token: int) -> bytes:
-        return self._pieces[token] if 0 <= token < len(self._pieces) else b""
 
     def _tail(self, prompt: Sequence[int]) -> bytes:
         """Return the end of the prompt, long enough to hold any unfinished character."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
+from operator import eq
 
 from ...core.keys import Keys
 from .engine import Engine, Marker
@@ -33,11 +35,13 @@ def markers(vocabulary: Vocabulary) -> Iterator[Marker]:
 
 def ordinary(vocabulary: Vocabulary, marked: Iterable[Marker]) -> dict[str, int]:
     """Return the pieces that text may be merged into, with their ids. Of two equal pieces the first counts."""
-    taken = {marker.text for marker in marked}
-    tokens: dict[str, int] = {}
-    for token, piece in vocabulary.of(Kind.NORMAL):
-        if piece not in taken:
-            tokens.setdefault(piece, token)
+    ids = vocabulary.ids(Kind.NORMAL)
+    texts = [vocabulary.pieces[token] for token in ids]
+    tokens = dict(zip(texts, ids, strict=True))
+    if len(tokens) < len(ids):
+        tokens.update(zip(reversed(texts), reversed(ids), strict=True))
+    for marker in marked:
+        tokens.pop(marker.text, None)
     return tokens
 
 
@@ -48,6 +52,8 @@ def unknown_token(keys: Keys, vocabulary: Vocabulary) -> dict[str, int]:
     return {} if found is None else {found[1]: found[0]}
 
 
-def numbered(tokens: Iterable[str]) -> dict[str, int]:
-    """Return pieces numbered from zero, as the library wants them."""
-    return {piece: number for number, piece in enumerate(tokens)}
+def numbered(tokens: dict[str, int]) -> dict[str, int]:
+    """Return pieces numbered from zero in their order, as the library wants them: tokens itself, if its ids are so."""
+    if all(map(eq, tokens.values(), count())):
+        return tokens
+    return dict(zip(tokens, count()))

@@ -10,7 +10,7 @@ from ...core.keys import Keys
 from .byte_level import byte_level_bpe
 from .ends import find_ends
 from .family import Family
-from .pieces import spell
+from .pieces import Pieces
 from .sentencepiece import sentencepiece_bpe
 from .tokenizer import Frame, TextTokenizer
 from .vocabulary import Kind, Vocabulary, check_ids, read_id, read_vocabulary
@@ -19,23 +19,23 @@ from .wordpiece import word_piece
 FAMILIES = {"gpt2": byte_level_bpe, "llama": sentencepiece_bpe, "bert": word_piece}
 
 
-def from_metadata(metadata: Mapping[str, Any], *, pre: str | None = None) -> TextTokenizer:
-    """Return the tokenizer that the tokenizer.ggml.* keys describe; see `open_tokenizer`."""
-    keys = Keys(metadata, prefix="tokenizer.ggml.", origin="GGUF metadata")
+def open_tokenizer(metadata: Mapping[str, Any], *, pre: str | None = None) -> TextTokenizer:
+    """Return the tokenizer that the tokenizer.ggml.* keys describe; see `puna.text.tokenizers.open_tokenizer`."""
+    keys = _keys(metadata)
     name = keys.text("model")
     if name not in FAMILIES:
         raise Unsupported(f"tokenizer.ggml.model is {name!r}; tokenizers of {', '.join(FAMILIES)} can be read")
     vocabulary = read_vocabulary(keys)
     family = FAMILIES[name](keys, vocabulary, pre)
     control = {piece: token for token, piece in vocabulary.of(Kind.CONTROL)}
-    bos, eos = _first_id(keys, vocabulary, "bos", "cls"), _first_id(keys, vocabulary, "eos", "separator", "seperator")
+    bos, eos = _bos_eos(keys, vocabulary)
     return TextTokenizer(
         family.engine,
-        spell(
+        Pieces(
             family.vocabulary.pieces,
             family.spelling,
-            control=[token for token, _ in vocabulary.of(Kind.CONTROL, Kind.UNKNOWN)],
-            padding=[token for token, _ in vocabulary.of(Kind.UNUSED)],
+            control=frozenset(vocabulary.ids(Kind.CONTROL, Kind.UNKNOWN)),
+            padding=frozenset(vocabulary.ids(Kind.UNUSED)),
             dummy_prefix=family.dummy_prefix,
         ),
         _frame(keys, family, bos, eos),
@@ -44,6 +44,22 @@ def from_metadata(metadata: Mapping[str, Any], *, pre: str | None = None) -> Tex
         eos_token=_text(vocabulary, eos),
         vocab_size=_vocab_size(metadata),
     )
+
+
+def read_bos_eos(metadata: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the texts of two tokens; see `puna.text.tokenizers.read_bos_eos`."""
+    keys = _keys(metadata)
+    vocabulary = read_vocabulary(keys)
+    bos, eos = _bos_eos(keys, vocabulary)
+    return _text(vocabulary, bos), _text(vocabulary, eos)
+
+
+def _keys(metadata: Mapping[str, Any]) -> Keys:
+    return Keys(metadata, prefix="tokenizer.ggml.", origin="GGUF metadata")
+
+
+def _bos_eos(keys: Keys, vocabulary: Vocabulary) -> tuple[int | None, int | None]:
+    return _first_id(keys, vocabulary, "bos", "cls"), _first_id(keys, vocabulary, "eos", "separator", "seperator")
 
 
 def _first_id(keys: Keys, vocabulary: Vocabulary, *names: str) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 SPACE = "▁"  # U+2581, how SentencePiece and GGUF's WordPiece write a space
@@ -61,21 +61,23 @@ def word_piece(piece: str, *, tidy: bool) -> bytes:
 
 @dataclass(frozen=True)
 class Pieces:
-    """The bytes of every token. Ids at or above the length of the lists add nothing."""
+    """The bytes of every token. They are spelled when asked for: a reply needs few of a hundred thousand.
 
-    shown: list[bytes]  # control tokens are spelled out
-    hidden: list[bytes]  # control tokens are empty
+    Ids outside the vocabulary and those that pad it add nothing.
+    """
+
+    texts: Sequence[str]  # by token id
+    spelling: Spelling
+    control: frozenset[int]  # spelled out only where special tokens are wanted
+    padding: frozenset[int]
     dummy_prefix: bool  # the first space of a text was put there by the tokenizer and is no part of it
 
+    def shown(self, token: int) -> bytes:
+        """Return the bytes of a token, with control tokens spelled out."""
+        if not 0 <= token < len(self.texts) or token in self.padding:
+            return b""
+        return self.spelling(self.texts[token])
 
-def spell(
-    pieces: Iterable[str], spelling: Spelling, *, control: Iterable[int], padding: Iterable[int], dummy_prefix: bool
-) -> Pieces:
-    """Return the bytes of all pieces. Tokens in control are hidden unless asked for, those in padding always."""
-    shown = [spelling(piece) for piece in pieces]
-    for token in padding:
-        shown[token] = b""
-    hidden = shown.copy()
-    for token in control:
-        hidden[token] = b""
-    return Pieces(shown, hidden, dummy_prefix)
+    def hidden(self, token: int) -> bytes:
+        """Return the bytes of a token, none for control tokens."""
+        return b"" if token in self.control else self.shown(token)

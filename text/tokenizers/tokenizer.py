@@ -43,7 +43,7 @@ class TextTokenizer:
         """vocab_size: rows of the model's embedding, which may be more than the tokenizer has tokens."""
         self._engine, self._pieces, self._frame = engine, pieces, frame
         self._stop_ids = stop_ids
-        self._size = max(len(pieces.shown), vocab_size)
+        self._size = max(len(pieces.texts), vocab_size)
         self.bos_token, self.eos_token = bos_token, eos_token  # as chat templates write them; "" if there is none
 
     @property
@@ -63,8 +63,7 @@ class TextTokenizer:
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Return the bytes that token adds to a text; b"" for ids that only pad the vocabulary."""
-        table = self._pieces.shown if special else self._pieces.hidden
-        return table[token] if 0 <= token < len(table) else b""
+        return self._pieces.shown(token) if special else self._pieces.hidden(token)
 
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of a whole sequence, without the dummy prefix."""

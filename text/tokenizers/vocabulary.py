@@ -35,9 +35,14 @@ class Vocabulary:
     pieces: list[str]
     kinds: npt.NDArray[np.int64]
 
+    def ids(self, *kinds: Kind) -> list[int]:
+        """Return the id of every token of these kinds, in order."""
+        found: list[int] = np.flatnonzero(np.isin(self.kinds, kinds)).tolist()
+        return found
+
     def of(self, *kinds: Kind) -> Iterator[tuple[int, str]]:
         """Yield (id, piece) of every token of these kinds, in the order of ids."""
-        return ((token, self.pieces[token]) for token in np.flatnonzero(np.isin(self.kinds, kinds)).tolist())
+        return ((token, self.pieces[token]) for token in self.ids(*kinds))
 
 
 def read_vocabulary(keys: Keys) -> Vocabulary:
