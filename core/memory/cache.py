@@ -1,7 +1,7 @@
-"""The key/value cache of running sequences on the CPU, and the step's view of it.
+"""The key/value cache on the CPU: tiles for every block, and a step's view of them.
 
-Each sequence owns one growing run of tiles a layer. Growth is geometric, so a reply costs a handful of copies, and
-never passes what the sequence's context may hold.
+All memory is reserved when a model is loaded, so that nothing is allocated while it runs; the system gives pages only
+to what is written.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from ..plugin import CacheLayer, Chunk, LayerCache, Window
 from ..tensor.cpu_attention import CpuSeen, CpuSpans
 from ..tensor.simd import LANES
 from ..tensor.tiles import SUB, ElementType, Tiles, new_tiles, store
+from .blocks import BLOCK, Blocks, BlockTable, Capacity, kinds_of
 
-__all__ = ["ElementType", "Rows", "SequenceCache", "StepView", "check_element"]
+__all__ = ["Cache", "Capacity", "ElementType", "Rows", "StepView", "check_element"]
 
 Integers = npt.NDArray[np.int32]
 
-FIRST = 64  # positions that a new sequence has room for
+TILES = BLOCK // LANES  # of a block
 
 
 def check_element(layout: Sequence[CacheLayer], element: ElementType) -> None:
@@ -35,90 +36,85 @@ def check_element(layout: Sequence[CacheLayer], element: ElementType) -> None:
                 raise BadSetting(name="PUNA_KV_CACHE_TYPE", value=element, allowed=wanted)
 
 
-class SequenceCache:
-    """What one sequence holds: `length` positions in every layer, in tiles as `puna.core.tensor.tiles` has them."""
+class Cache:
+    """What all sequences of one engine hold, in every layer."""
 
-    def __init__(self, layout: Sequence[CacheLayer], capacity: int, element: ElementType) -> None:
+    def __init__(self, layout: Sequence[CacheLayer], element: ElementType, capacity: Capacity) -> None:
         """Raises BadSetting as `check_element` does."""
         check_element(layout, element)
-        self.length = 0
-        self._limit, self._room = capacity, 0
-        self._layout, self._element = layout, element
-        self.tiles = self._new_tiles(0)  # of each layer
+        self.layout = layout
+        kinds = kinds_of(layout)
+        self.group_of = [kinds.index(layer.kind) for layer in layout]
+        self.blocks = Blocks(kinds, capacity)
+        self.tiles = [
+            new_tiles(self.blocks.pools[group].count * TILES, c.heads, c.key_size, c.value_size, element)
+            for c, group in zip(layout, self.group_of, strict=True)
+        ]
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated now."""
+        """Bytes reserved."""
         return sum(tiles.nbytes for tiles in self.tiles)
 
-    def reserve(self, positions: int) -> None:
-        """Make room for that many positions; the caller keeps within the sequence's context."""
-        assert positions <= self._limit, (positions, self._limit)
-        if positions <= self._room:
-            return
-        count = -(-min(self._limit, max(FIRST, positions, 2 * self._room)) // LANES)
-        self._room = count * LANES
-        old, self.tiles = self.tiles, self._new_tiles(count)
-        for before, now in zip(old, self.tiles, strict=True):
-            for source, target in zip(before, now, strict=True):
-                target[: len(source)] = source
-
-    def clear(self) -> None:
-        """Forget every position and keep the room."""
-        self.length = 0
-
-    def _new_tiles(self, count: int) -> list[Tiles]:
-        return [new_tiles(count, c.heads, c.key_size, c.value_size, self._element) for c in self._layout]
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the blocks that sequences hold now."""
+        pools = [self.blocks.pools[group] for group in self.group_of]
+        return sum(tiles.nbytes * pool.held // pool.count for tiles, pool in zip(self.tiles, pools, strict=True))
 
 
 @dataclass(frozen=True)
 class Rows:
     """One sequence's share of a step: rows start..stop of the batch."""
 
-    cache: SequenceCache
+    table: BlockTable
     start: int
     stop: int
 
     @property
     def positions(self) -> Integers:
         """The place of each row in its sequence."""
-        return np.arange(self.cache.length, self.cache.length + self.stop - self.start, dtype=np.int32)
+        return np.arange(self.table.length, self.table.length + self.stop - self.start, dtype=np.int32)
 
 
 @dataclass(frozen=True)
-class Share:
-    """What attention needs to know of one sequence's share, the same in every layer."""
+class GroupStep:
+    """What layers of one group need to know of a step."""
 
-    rows: Rows
     slots: Integers  # where each row's key and value go
     spans: Integers  # `CpuSpans.rows`
     table: Integers
 
 
-def share_of(rows: Rows) -> Share:
-    """Return the share of a sequence that owns its tiles: each lies where its number says."""
-    slots, length = rows.positions, rows.cache.length + rows.stop - rows.start
-    spans = np.array([[rows.start, rows.stop, rows.cache.length, 0]], np.int32)
-    return Share(rows, slots, spans, np.arange(-(-length // LANES), dtype=np.int32))
+def group_step(group: int, rows: Sequence[Rows], positions: Integers) -> GroupStep:
+    """Return where the rows of every sequence lie, in the tiles of one group."""
+    tables: list[Integers] = []
+    spans = np.empty((len(rows), 4), np.int32)
+    slots = np.empty_like(positions)
+    at = 0
+    for i, part in enumerate(rows):
+        blocks = np.array(part.table.places(group), np.int32)
+        tiles = (blocks[:, None] * TILES + np.arange(TILES, dtype=np.int32)).reshape(-1)
+        spans[i] = part.start, part.stop, part.table.length, at
+        here = positions[part.start : part.stop]
+        slots[part.start : part.stop] = tiles[here // LANES] * LANES + here % LANES
+        tables.append(tiles)
+        at += len(tiles)
+    return GroupStep(slots, spans, np.concatenate(tables))
 
 
 class StepLayer:
     """One layer's cache for the sequences of one step (`puna.core.plugin.LayerCache`)."""
 
-    def __init__(self, layer: int, declared: CacheLayer, shares: Sequence[Share]) -> None:
-        self._layer, self._declared, self._shares = layer, declared, shares
+    def __init__(self, declared: CacheLayer, tiles: Tiles, step: GroupStep) -> None:
+        self._declared, self._tiles, self._step = declared, tiles, step
 
     def extend(self, k: Any, v: Any) -> CpuSeen:
         """Store the step's keys and values, [T, K, E] each, and return what each row may look at."""
-        k, v = np.ascontiguousarray(k), np.ascontiguousarray(v)
-        spans = []
-        for share in self._shares:
-            rows, tiles = slice(share.rows.start, share.rows.stop), share.rows.cache.tiles[self._layer]
-            store(k[rows], v[rows], share.slots, tiles)
-            spans.append(CpuSpans(tiles, share.spans, share.table))
-        kind = self._declared.kind
+        step, kind = self._step, self._declared.kind
+        store(np.ascontiguousarray(k), np.ascontiguousarray(v), step.slots, self._tiles)
         return CpuSeen(
-            tuple(spans),
+            (CpuSpans(self._tiles, step.spans, step.table),),
             self._declared.value_size,
             window=kind.size if isinstance(kind, Window) else 0,
             chunk=kind.size if isinstance(kind, Chunk) else 0,
@@ -128,7 +124,11 @@ class StepLayer:
 class StepView:
     """What one forward pass works on (`puna.core.plugin.Step`)."""
 
-    def __init__(self, layout: Sequence[CacheLayer], rows: Sequence[Rows]) -> None:
-        shares = [share_of(part) for part in rows]
-        self.positions: Integers = np.concatenate([share.slots for share in shares])
-        self.cache: list[LayerCache] = [StepLayer(i, declared, shares) for i, declared in enumerate(layout)]
+    def __init__(self, cache: Cache, rows: Sequence[Rows]) -> None:
+        """rows: one behind the other, each with room reserved in its table."""
+        self.positions: Integers = np.concatenate([part.positions for part in rows])
+        groups = [group_step(group, rows, self.positions) for group in range(len(cache.blocks.kinds))]
+        self.cache: list[LayerCache] = [
+            StepLayer(declared, tiles, groups[group])
+            for declared, tiles, group in zip(cache.layout, cache.tiles, cache.group_of, strict=True)
+        ]

@@ -1,0 +1,234 @@
+"""Which block of the key/value cache belongs to whom: bookkeeping without arrays, equal calls give equal blocks.
+
+Positions are handed out in blocks. Layers that see alike (all of the past, a window, a chunk) form a group, and each
+group numbers blocks of its own, because windows give back what nobody sees any more. A block that was computed in full
+has a name: a hash over everything that it depends on, which is every token before its end. Whoever comes with the same
+beginning takes the blocks of those names instead of computing them. Full blocks never change, so that no copy is ever
+needed; blocks that nobody holds stay until their place is wanted, the one unused for longest going first.
+
+Source: paged attention, arXiv:2309.06180, sections 4.2 to 4.5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..plugin import CacheLayer, Causal, Chunk, Window
+
+BLOCK = 32  # positions
+
+Kind = Causal | Window | Chunk
+
+
+class Pool:
+    """The blocks of one group: each is held by some sequences, or kept for its contents, or empty."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._empty = list(range(count - 1, -1, -1))
+        self._kept: OrderedDict[int, None] = OrderedDict()  # held by nobody, the one unused for longest first
+        self._holders = [0] * count
+        self._name: list[bytes | None] = [None] * count
+        self._named: dict[bytes, int] = {}
+
+    @property
+    def available(self) -> int:
+        """Blocks that `take` could give."""
+        return len(self._empty) + len(self._kept)
+
+    @property
+    def held(self) -> int:
+        """Blocks that sequences hold."""
+        return self.count - self.available
+
+    @property
+    def kept(self) -> int:
+        """Blocks that nobody holds, whose contents are still good."""
+        return len(self._kept)
+
+    def take(self) -> int:
+        """Return a block for new contents, held once. There must be one available."""
+        if self._empty:
+            block = self._empty.pop()
+        else:
+            block, _ = self._kept.popitem(last=False)
+            del self._named[self._name[block]]  # type: ignore[arg-type]  # what is kept has a name
+            self._name[block] = None
+        self._holders[block] = 1
+        return block
+
+    def find(self, name: bytes) -> int | None:
+        """Return the block of that name, if there is one."""
+        return self._named.get(name)
+
+    def hold(self, block: int) -> None:
+        """Hold a block that `find` returned once more."""
+        if self._holders[block] == 0:
+            del self._kept[block]
+        self._holders[block] += 1
+
+    def name(self, block: int, name: bytes) -> None:
+        """Let others find a held block, unless there is one of that name already."""
+        if self._named.setdefault(name, block) == block:
+            self._name[block] = name
+
+    def give_back(self, block: int) -> None:
+        """Hold a block once less."""
+        self._holders[block] -= 1
+        if self._holders[block] == 0:
+            if self._name[block] is None:
+                self._empty.append(block)
+            else:
+                self._kept[block] = None
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much the cache of one engine holds."""
+
+    positions: int  # of layers that see everything, over all sequences
+    sequences: int  # in progress at once
+    step_tokens: int  # that all of them together add in one step
+
+
+def kinds_of(layout: Sequence[CacheLayer]) -> list[Kind]:
+    """Return the kinds of layers there are, each once, in the order in which they occur."""
+    return list(dict.fromkeys(layer.kind for layer in layout))
+
+
+def blocks_of(kind: Kind, capacity: Capacity) -> int:
+    """Return how many blocks a group needs for sequences that fill the capacity in whatever way."""
+    whole = -(-capacity.positions // BLOCK) + capacity.sequences - 1  # each may end in a block of its own
+    if isinstance(kind, Causal):
+        return whole
+    # Each may begin and end within a block; what a step adds is shared among them.
+    return min(whole, capacity.sequences * (-(-kind.size // BLOCK) + 2) + -(-capacity.step_tokens // BLOCK))
+
+
+def first_seen(kind: Kind, position: int) -> int:
+    """Return the first position that a token at `position` sees."""
+    if isinstance(kind, Window):
+        return max(0, position + 1 - kind.size)
+    return position - position % kind.size if isinstance(kind, Chunk) else 0
+
+
+class Blocks:
+    """All blocks of one engine, by group."""
+
+    def __init__(self, kinds: Sequence[Kind], capacity: Capacity) -> None:
+        self.kinds, self.capacity = kinds, capacity
+        self.pools = [Pool(blocks_of(kind, capacity)) for kind in kinds]
+
+    def table(self, salt: bytes = b"") -> BlockTable:
+        """Return the table of a new sequence. Only those of equal salt share blocks: it stands for what else counts."""
+        return BlockTable(self, salt)
+
+
+class BlockTable:
+    """Where one sequence's positions are: `length` of them are computed."""
+
+    def __init__(self, blocks: Blocks, salt: bytes) -> None:
+        self.length = 0
+        self._blocks, self._salt = blocks, salt
+        self._tables: list[list[int]] = [[] for _ in blocks.pools]
+        self._gone = [0] * len(blocks.pools)  # leading blocks that the sequence no longer sees and has given back
+        self._names: list[bytes] = []  # of the blocks that are full
+
+    def places(self, group: int) -> list[int]:
+        """Return the group's block for each BLOCK positions; any number where they are no longer seen."""
+        return self._tables[group]
+
+    def adopt(self, tokens: Sequence[int]) -> int:
+        """Take over what others have computed of these tokens, all but the last at most; return how many positions.
+
+        The table must be empty. A beginning counts only if each group still has all that the next token sees.
+        """
+        assert self.length == 0 and not self._names, "only an empty table can adopt"
+        names = self._names_of(tokens, (len(tokens) - 1) // BLOCK)
+        found = [[pool.find(name) for name in names] for pool in self._blocks.pools]
+        count = self._usable(found)
+        for group, pool in enumerate(self._blocks.pools):
+            first = first_seen(self._blocks.kinds[group], count * BLOCK) // BLOCK
+            self._gone[group] = min(first, count)
+            for block in found[group][self._gone[group] : count]:
+                pool.hold(block)  # type: ignore[arg-type]  # `_usable` saw that it is there
+            self._tables[group] = [block or 0 for block in found[group][:count]]
+        self._names = names[:count]
+        self.length = count * BLOCK
+        return self.length
+
+    def _usable(self, found: list[list[int | None]]) -> int:
+        """Return the most leading blocks after which every group has what the next token sees."""
+        if not found:
+            return 0
+        runs = [_runs(blocks) for blocks in found]  # how many in a row there are before each
+        for count in range(len(found[0]), 0, -1):
+            firsts = (first_seen(kind, count * BLOCK) // BLOCK for kind in self._blocks.kinds)
+            if all(run[count] >= count - first for run, first in zip(runs, firsts, strict=True)):
+                return count
+        return 0
+
+    def reserve(self, positions: int) -> bool:
+        """Make room for that many positions in all; False, and nothing changed, if there is not enough."""
+        count = -(-positions // BLOCK)
+        pairs = list(zip(self._tables, self._blocks.pools, strict=True))
+        if any(count - len(table) > pool.available for table, pool in pairs):
+            return False
+        for table, pool in pairs:
+            table.extend(pool.take() for _ in range(count - len(table)))
+        return True
+
+    def room(self) -> int:
+        """Return how many positions in all `reserve` would grant."""
+        pairs = zip(self._tables, self._blocks.pools, strict=True)
+        return min((len(table) + pool.available for table, pool in pairs), default=1 << 40) * BLOCK
+
+    def advance(self, tokens: Sequence[int], count: int) -> None:
+        """Note that `count` more positions are computed. tokens: all of the sequence's, from the first on."""
+        self.length += count
+        if self.length // BLOCK > len(self._names):
+            full = len(self._names)
+            self._names = self._names_of(tokens, self.length // BLOCK)
+            for group, pool in enumerate(self._blocks.pools):
+                for i in range(max(full, self._gone[group]), len(self._names)):
+                    pool.name(self._tables[group][i], self._names[i])
+        for group, kind in enumerate(self._blocks.kinds):
+            self._forget_before(group, first_seen(kind, self.length) // BLOCK)
+
+    def _forget_before(self, group: int, first: int) -> None:
+        for i in range(self._gone[group], first):
+            self._blocks.pools[group].give_back(self._tables[group][i])
+        self._gone[group] = max(self._gone[group], first)
+
+    def clear(self) -> None:
+        """Give everything back and hold no position."""
+        for group, pool in enumerate(self._blocks.pools):
+            # The end first: what others may want, the beginning, is then kept for longer.
+            for block in reversed(self._tables[group][self._gone[group] :]):
+                pool.give_back(block)
+            self._tables[group], self._gone[group] = [], 0
+        self._names = []
+        self.length = 0
+
+    def _names_of(self, tokens: Sequence[int], count: int) -> list[bytes]:
+        """Return the names of the first `count` blocks, each a hash of the one before and its own tokens."""
+        names = list(self._names)
+        before = names[-1] if names else hashlib.sha256(self._salt).digest()
+        for i in range(len(names), count):
+            here = np.array(tokens[i * BLOCK : i * BLOCK + BLOCK], np.int64).tobytes()
+            before = hashlib.sha256(before + here).digest()
+            names.append(before)
+        return names
+
+
+def _runs(found: Sequence[int | None]) -> list[int]:
+    """Return how many blocks in a row are there before each place and before the end."""
+    runs = [0]
+    for block in found:
+        runs.append(0 if block is None else runs[-1] + 1)
+    return runs
