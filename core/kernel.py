@@ -17,7 +17,8 @@ import pluggy
 from .memory.cache import ElementType
 from .model import check_table
 from .plugin import Architecture, Hooks
-from .scheduler.inline import EngineOptions, InlineRunner, TextParts
+from .scheduler.engine import EngineOptions
+from .scheduler.inline import InlineRunner, TextParts
 from .scheduler.models import ModelFiles, ModelLimits, Models
 from .scheduler.plan import Limits
 from .scheduler.runner import Runner
@@ -130,6 +131,7 @@ class Kernel:
             Limits(max(settings.num_batch, settings.num_parallel + 1), settings.num_parallel),
             settings.num_threads or default_threads(),
             cast("ElementType", "f32" if settings.precise else settings.kv_cache_type),
+            settings.num_parallel * settings.context_length,
             settings.precise,
         )
 

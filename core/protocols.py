@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 
 class Tokenizer(Protocol):
     """Turns text into token ids and ids into bytes. Safe to call from several threads."""
@@ -54,3 +57,13 @@ class StopRule(Protocol):
 
     def flush(self) -> str:
         """Return the text that was held back, at the end of a reply that met no stop string."""
+
+
+class Grammar(Protocol):
+    """What one reply may consist of. `mask` is called on a thread of its own, never while another call runs."""
+
+    def mask(self) -> npt.NDArray[np.int32] | None:
+        """Return the tokens that may come next, a bit each (see `puna.core.tensor.sampling.sample`); None: all."""
+
+    def accept(self, token: int) -> None:
+        """Take note of the next token, one that the last mask allowed and that does not end the reply."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from puna.core.kernel import find_plugins
-from puna.core.memory.cache import ElementType, Rows, SequenceCache, StepView
+from puna.core.memory.cache import Cache, Capacity, ElementType, Rows, StepView
 from puna.core.model import LoadedModel, find_architecture, load_model
 from puna.core.tensor import cpu
 from puna.core.tensor.cpu import CpuLoader
@@ -36,19 +36,32 @@ def model(file: Path, *, precise: bool = True) -> LoadedModel:
     return load_model(find_architecture(architectures, source), source, CpuLoader(precise=precise))
 
 
-def forward(loaded: LoadedModel, cache: SequenceCache, tokens: list[int]) -> np.ndarray:
-    """Return what leaves the last block for tokens that follow what cache holds, [T, D]."""
-    cache.reserve(cache.length + len(tokens))
-    step = StepView(loaded.cache, [Rows(cache, 0, len(tokens))])
-    hidden = loaded.model.forward(loaded.model.embed(np.array(tokens, np.int32)), step)
-    cache.length += len(tokens)
-    return np.asarray(hidden)
+class Alone:
+    """A sequence with a cache to itself."""
+
+    def __init__(self, loaded: LoadedModel, positions: int, element: ElementType = "f32") -> None:
+        self.loaded = loaded
+        self.cache = Cache(loaded.cache, element, Capacity(positions, 1, positions))
+        self.table = self.cache.blocks.table()
+        self.tokens: list[int] = []
+
+    def step(self, tokens: list[int]) -> StepView:
+        """Return the view of a step of these tokens, for which there is room."""
+        assert self.table.reserve(self.table.length + len(tokens))
+        return StepView(self.cache, [Rows(self.table, 0, len(tokens))])
+
+    def forward(self, tokens: list[int]) -> np.ndarray:
+        """Return what leaves the last block for the tokens that come next, [T, D]."""
+        hidden = self.loaded.model.forward(self.loaded.model.embed(np.array(tokens, np.int32)), self.step(tokens))
+        self.tokens += tokens
+        self.table.advance(self.tokens, len(tokens))
+        return np.asarray(hidden)
 
 
 def logits(loaded: LoadedModel, tokens: list[int], chunk: int, element: ElementType = "f32") -> np.ndarray:
     """Return the logits of every position, [T, V], fed in chunks."""
-    cache = SequenceCache(loaded.cache, len(tokens), element)
-    parts = [forward(loaded, cache, tokens[at : at + chunk]) for at in range(0, len(tokens), chunk)]
+    alone = Alone(loaded, len(tokens), element)
+    parts = [alone.forward(tokens[at : at + chunk]) for at in range(0, len(tokens), chunk)]
     return np.asarray(loaded.model.logits(np.concatenate(parts)))
 
 
@@ -64,10 +77,10 @@ def test_logits_match_the_reference_in_chunks_of_any_size(case: Case, chunk: int
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_greedy_continuation_is_the_reference_s(case: Case) -> None:
     loaded, tokens = model(case.file), list(case.case["ids"])
-    cache = SequenceCache(loaded.cache, len(tokens) + 16, "f32")
+    alone = Alone(loaded, len(tokens) + 16)
     out: list[int] = []
     for _ in range(16):
-        hidden = forward(loaded, cache, tokens[cache.length :])
+        hidden = alone.forward(tokens[alone.table.length :])
         out.append(int(np.asarray(loaded.model.logits(hidden[-1:])).argmax()))
         tokens.append(out[-1])
     assert case.case["greedy_margin"] > 2 * ATOL, "the reference's own choice is too close to compare"
@@ -78,8 +91,6 @@ def test_greedy_continuation_is_the_reference_s(case: Case) -> None:
 def test_every_layer_matches_the_reference(case: Case) -> None:
     """The first number that differs names the layer at fault."""
     loaded, tokens = model(case.file), case.case["ids"]
-    cache = SequenceCache(loaded.cache, len(tokens), "f32")
-    cache.reserve(len(tokens))
     seen: list[np.ndarray] = []
     x = loaded.model.embed(np.array(tokens, np.int32))
     seen.append(np.asarray(x))
@@ -94,7 +105,7 @@ def test_every_layer_matches_the_reference(case: Case) -> None:
 
     kind.forward = watched
     try:
-        loaded.model.forward(x, StepView(loaded.cache, [Rows(cache, 0, len(tokens))]))
+        loaded.model.forward(x, Alone(loaded, len(tokens)).step(tokens))
     finally:
         kind.forward = original
     want = expected(case.variant)[case.case["layers"]]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.core.errors import BadRequest
-from puna.core.memory.cache import SequenceCache
+from puna.core.memory.blocks import Blocks, Capacity
 from puna.core.scheduler.messages import Generate
 from puna.core.scheduler.plan import Limits, Scheduler
 from puna.core.scheduler.sequence import Sequence
@@ -16,13 +16,13 @@ WORD = 1000  # the token that every test reply consists of
 def sequence(tokens, num_batch=None, num_ctx=10_000, first=0):
     """A prompt of so many different tokens."""
     request = Generate(prompt=list(range(first, first + tokens)), num_ctx=num_ctx, num_batch=num_batch)
-    return Sequence(request, reply=None, cache=SequenceCache([], num_ctx, "f32"), emit=lambda event: None)
+    return Sequence(request, reply=None, table=Blocks([], Capacity(num_ctx, 1, 1)).table(), emit=lambda event: None)
 
 
 def compute(shares):
     """Do what the engine does with a step, save the arithmetic: every share is read, last ones grow by a token."""
     for share in shares:
-        share.sequence.cache.length += len(share.tokens)
+        share.sequence.table.advance(share.sequence.tokens, len(share.tokens))
         if share.last:
             share.sequence.append(WORD)
 

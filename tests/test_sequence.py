@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.core.errors import ContextTooLong
-from puna.core.memory.cache import SequenceCache
+from puna.core.memory.blocks import Blocks, Capacity
 from puna.core.scheduler.messages import Generate
 from puna.core.scheduler.sequence import Sequence, truncate
 
 
 def made(prompt, **options):
     request = Generate(prompt=list(prompt), **options)
-    return Sequence(request, reply=None, cache=SequenceCache([], request.num_ctx, "f32"), emit=lambda event: None)
+    return Sequence(request, reply=None, table=Blocks([], Capacity(request.num_ctx, 1, 1)).table(), emit=lambda event: None)
 
 
 # ---- on entry ------------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def grown(prompt, reply, **options):
     """A sequence whose every token but the last was computed before the last was sampled."""
     sequence = made(prompt, **options)
     for token in reply:
-        sequence.cache.length = len(sequence.tokens)
+        sequence.table.length = len(sequence.tokens)
         assert sequence.append(token)
     return sequence
 
@@ -123,7 +123,7 @@ def test_a_reply_of_any_length_stays_within_its_context(prompt, num_ctx, keep, r
     sequence = made(range(prompt), num_ctx=num_ctx, num_keep=keep)
     kept = sequence.tokens[: min(sequence.prompt_tokens if keep < 0 else keep, num_ctx - 1, sequence.prompt_tokens)]
     for token in range(1000, 1000 + reply):
-        sequence.cache.length = len(sequence.tokens)
+        sequence.table.length = len(sequence.tokens)
         assert sequence.append(token)
         assert 1 <= len(sequence.tokens) <= num_ctx
         assert sequence.unread >= 1

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,15 +26,27 @@ Kind = Causal | Window | Chunk
 
 
 class Pool:
-    """The blocks of one group: each is held by some sequences, or kept for its contents, or empty."""
+    """The blocks of one group: each is held by some sequences, or kept for its contents, or empty.
+
+    touched: blocks below this number have been in use.
+    """
 
     def __init__(self, count: int) -> None:
-        self.count = count
-        self._empty = list(range(count - 1, -1, -1))
+        self.count = self.touched = 0
+        self._empty: list[int] = []
         self._kept: OrderedDict[int, None] = OrderedDict()  # held by nobody, the one unused for longest first
-        self._holders = [0] * count
-        self._name: list[bytes | None] = [None] * count
+        self._holders: list[int] = []
+        self._name: list[bytes | None] = []
         self._named: dict[bytes, int] = {}
+        self.grow(count)
+
+    def grow(self, count: int) -> None:
+        """Have that many blocks, if there are fewer."""
+        more = range(self.count, count)
+        self._empty = [*reversed(more), *self._empty]  # those that memory was found for already come first
+        self._holders += [0] * len(more)
+        self._name += [None] * len(more)
+        self.count = max(self.count, count)
 
     @property
     def available(self) -> int:
@@ -55,6 +67,7 @@ class Pool:
         """Return a block for new contents, held once. There must be one available."""
         if self._empty:
             block = self._empty.pop()
+            self.touched = max(self.touched, block + 1)
         else:
             block, _ = self._kept.popitem(last=False)
             del self._named[self._name[block]]  # type: ignore[arg-type]  # what is kept has a name
@@ -123,6 +136,12 @@ class Blocks:
     def __init__(self, kinds: Sequence[Kind], capacity: Capacity) -> None:
         self.kinds, self.capacity = kinds, capacity
         self.pools = [Pool(blocks_of(kind, capacity)) for kind in kinds]
+
+    def grow(self, positions: int) -> None:
+        """Hold that many positions, which are more than now."""
+        self.capacity = replace(self.capacity, positions=positions)
+        for kind, pool in zip(self.kinds, self.pools, strict=True):
+            pool.grow(blocks_of(kind, self.capacity))
 
     def table(self, salt: bytes = b"") -> BlockTable:
         """Return the table of a new sequence. Only those of equal salt share blocks: it stands for what else counts."""

@@ -7,7 +7,7 @@ to what is written.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..plugin import CacheLayer, Chunk, LayerCache, Window
 from ..tensor.cpu_attention import CpuSeen, CpuSpans
 from ..tensor.simd import LANES
 from ..tensor.tiles import SUB, ElementType, Tiles, new_tiles, store
-from .blocks import BLOCK, Blocks, BlockTable, Capacity, kinds_of
+from .blocks import BLOCK, Blocks, BlockTable, Capacity, blocks_of, kinds_of
 
 __all__ = ["Cache", "Capacity", "ElementType", "Rows", "StepView", "check_element"]
 
@@ -46,10 +46,8 @@ class Cache:
         kinds = kinds_of(layout)
         self.group_of = [kinds.index(layer.kind) for layer in layout]
         self.blocks = Blocks(kinds, capacity)
-        self.tiles = [
-            new_tiles(self.blocks.pools[group].count * TILES, c.heads, c.key_size, c.value_size, element)
-            for c, group in zip(layout, self.group_of, strict=True)
-        ]
+        self._element = element
+        self.tiles = self._new_tiles(capacity)
 
     @property
     def nbytes(self) -> int:
@@ -59,8 +57,37 @@ class Cache:
     @property
     def held_bytes(self) -> int:
         """Bytes of the blocks that sequences hold now."""
-        pools = [self.blocks.pools[group] for group in self.group_of]
-        return sum(tiles.nbytes * pool.held // pool.count for tiles, pool in zip(self.tiles, pools, strict=True))
+        return self._bytes_of([pool.held for pool in self.blocks.pools])
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that have been written to, and so are memory and not just addresses."""
+        return self._bytes_of([pool.touched for pool in self.blocks.pools])
+
+    def grow(self, positions: int) -> None:
+        """Hold that many positions, if it is less now. Raises MemoryError, and nothing has changed then."""
+        if positions <= self.blocks.capacity.positions:
+            return
+        tiles = self._new_tiles(replace(self.blocks.capacity, positions=positions))
+        for new, old, group in zip(tiles, self.tiles, self.group_of, strict=True):
+            used = self.blocks.pools[group].touched * TILES
+            for target, source in zip(new, old, strict=True):
+                target[:used] = source[:used]
+        self.blocks.grow(positions)
+        self.tiles = tiles
+
+    def _new_tiles(self, capacity: Capacity) -> list[Tiles]:
+        counts = [blocks_of(kind, capacity) * TILES for kind in self.blocks.kinds]
+        return [
+            new_tiles(counts[group], c.heads, c.key_size, c.value_size, self._element)
+            for c, group in zip(self.layout, self.group_of, strict=True)
+        ]
+
+    def _bytes_of(self, counts: Sequence[int]) -> int:
+        """Return the bytes of so many blocks of each group, in all its layers."""
+        pools = self.blocks.pools
+        pairs = zip(self.tiles, self.group_of, strict=True)
+        return sum(tiles.nbytes // pools[group].count * counts[group] for tiles, group in pairs)
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,29 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import Failure
-from ..memory.cache import ElementType, Rows, SequenceCache, StepView
+from ..memory.blocks import BlockTable
+from ..memory.cache import Cache, Capacity, ElementType, Rows, StepView
 from ..model import LoadedModel
 from ..protocols import Tokenizer
-from ..tensor.sampling import BadLogits, log_probabilities, sample
+from ..tensor.sampling import BadLogits, DeadEnd, Mask, log_probabilities, sample
 from ..tensor.team import use_threads
+from .guess import MOST
 from .messages import Failed, FailureKind, Finished, FinishReason, Piece, SampledLogprob, TokenLogprob
+from .pace import Pace
 from .plan import Limits, Scheduler, Share
 from .sequence import Sequence
+from .stats import EngineStats
 
 log = logging.getLogger(__name__)
 
@@ -43,28 +49,53 @@ class _Cancel:
     sequence: Sequence
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """What stays fixed while a model is loaded."""
+
+    limits: Limits
+    threads: int
+    cache_type: ElementType
+    positions: int  # that the key/value cache holds, over all sequences
+    precise: bool = False
+    speculate: bool = True  # whether to guess tokens ahead where that pays
+
+
 class Engine:
     """Owns the model, the scheduler and every sequence; other threads only submit and cancel."""
 
-    def __init__(
-        self, model: LoadedModel, tokenizer: Tokenizer, *, limits: Limits, threads: int, cache_type: ElementType
-    ) -> None:
-        self._model, self._tokenizer = model, tokenizer
-        self._threads, self._cache_type = threads, cache_type
-        self._scheduler = Scheduler(limits)
+    def __init__(self, model: LoadedModel, tokenizer: Tokenizer, *, options: EngineOptions) -> None:
+        self._model, self._tokenizer, self._options = model, tokenizer, options
+        self._scheduler = Scheduler(options.limits)
+        self._pace = Pace()
+        capacity = Capacity(options.positions, options.limits.sequences, options.limits.step_tokens)
+        self._cache = Cache(model.cache, options.cache_type, capacity)
+        self._masks = ThreadPoolExecutor(1, "puna-grammar")
+        self._counts = EngineStats()
         self._inbox: SimpleQueue[_Submit | _Cancel | None] = SimpleQueue()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="puna-engine", daemon=True)
         self._thread.start()
 
     @property
-    def cache_bytes(self) -> int:
-        """Bytes of key/value cache in use now."""
-        return sum(sequence.cache.nbytes for sequence in self._scheduler.sequences)
+    def stats(self) -> EngineStats:
+        """What was done, and what is held now."""
+        pools, scheduler = self._cache.blocks.pools, self._scheduler
+        return msgspec.structs.replace(
+            self._counts,
+            preemptions=scheduler.preemptions,
+            running=len(scheduler.running),
+            waiting=scheduler.waiting,
+            blocks=sum(pool.count for pool in pools),
+            held_blocks=sum(pool.held for pool in pools),
+            kept_blocks=sum(pool.kept for pool in pools),
+            held_bytes=self._cache.held_bytes,
+            resident_bytes=self._cache.resident_bytes,
+        )
 
-    def new_cache(self, positions: int) -> SequenceCache:
-        """Return an empty cache for one sequence of at most that many positions."""
-        return SequenceCache(self._model.cache, positions, self._cache_type)
+    def new_table(self) -> BlockTable:
+        """Return an empty table for one sequence."""
+        return self._cache.blocks.table()
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence. Its events arrive on the engine's thread; once that has ended, at once: it is cancelled."""
@@ -82,15 +113,16 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
-        use_threads(self._threads)
+        use_threads(self._options.threads)
         while self._take_changes():
             try:
-                self._step(self._scheduler.plan())
+                self._step(self._plan())
             except Exception:  # a bug of ours, outside the model: nobody may wait for ever because of it
                 log.exception("planning a step failed")
                 self._fail(self._scheduler.sequences, "internal", BROKEN)
         for sequence in self._scheduler.sequences:
             self._finish(sequence, "cancelled")
+        self._masks.shutdown()
         self._ended.set()
         self._turn_away()
 
@@ -109,53 +141,133 @@ class Engine:
             if change is None:
                 return False
             if isinstance(change, _Submit):
-                self._scheduler.add(change.sequence)
+                self._add(change.sequence)
             elif change.sequence in self._scheduler.sequences:
                 self._finish(change.sequence, "cancelled")
         return True
+
+    def _add(self, sequence: Sequence) -> None:
+        """Queue a sequence, after the cache has become large enough for it alone."""
+        self._scheduler.add(sequence)
+        try:
+            self._cache.grow(sequence.longest)
+        except MemoryError:
+            self._fail([sequence], "bad_request", f"there is no memory for a context of {sequence.longest} tokens")
+
+    def _plan(self) -> list[Share]:
+        """Return the next step, after every growing reply was given a guess if that is likely to pay."""
+        growing = [s for s in self._scheduler.running if s.unread == 1]
+        cost = self._pace.cost
+        for sequence in growing:
+            left = sequence.request.num_ctx - len(sequence.tokens)
+            most = min(left, (MOST + 1) // len(growing) - 1)
+            wanted = sequence.guesser is not None and cost is not None and most > 0
+            sequence.guess = sequence.guesser.guess(sequence.tokens, most, cost) if wanted else []
+        return self._scheduler.plan(self._pace.room(len(growing)))
 
     def _step(self, shares: list[Share]) -> None:
         if not shares:
             return
         try:
-            with _compute:
-                logits = self._forward(shares)
-            due = [share.sequence for share in shares if share.last]
-            for sequence, row, token in self._sample(due, logits):
-                self._commit(sequence, row, token)
+            masks = {
+                share.sequence: self._masks.submit(share.sequence.grammar.mask)
+                for share in shares
+                if share.last and share.sequence.grammar is not None
+            }
+            logits = self._timed_forward(shares)
+            self._sample_all([share for share in shares if share.last], logits, masks)
         except Failure as error:
             self._fail([share.sequence for share in shares], "bad_model", str(error))
         except (Exception, SystemExit):  # a plugin that exits would end this thread, and nobody would hear of it
             log.exception("a step failed")
             self._fail([share.sequence for share in shares], "internal", BROKEN)
 
+    def _timed_forward(self, shares: list[Share]) -> Floats:
+        for share in shares:
+            share.sequence.begun_ns = share.sequence.begun_ns or time.perf_counter_ns()
+        self._counts.prompt_tokens += sum(len(share.tokens) for share in shares if share.sequence.unread > 1)
+        with _compute:
+            start = time.perf_counter_ns()
+            logits = self._forward(shares)
+            took = time.perf_counter_ns() - start
+        self._pace.learn(sum(len(share.tokens) for share in shares), took / 1e9)
+        self._counts.steps += 1
+        self._counts.step_ns += took
+        return logits
+
     def _forward(self, shares: list[Share]) -> Floats:
-        """Run the model over the shares' tokens and return the logits of the rows to sample from, [N, V]."""
+        """Run the model over the shares' tokens and return the logits of the rows to sample from, [N, V].
+
+        Those are the rows of each share that is a sequence's last, one for each guess and one before.
+        """
         rows: list[Rows] = []
         wanted: list[int] = []
         tokens: list[int] = []
         for share in shares:
-            share.sequence.cache.reserve(share.sequence.cache.length + len(share.tokens))
-            rows.append(Rows(share.sequence.cache, len(tokens), len(tokens) + len(share.tokens)))
+            rows.append(Rows(share.sequence.table, len(tokens), len(tokens) + len(share.tokens)))
             tokens += share.tokens
             if share.last:
-                wanted.append(len(tokens) - 1)
+                wanted += range(len(tokens) - 1 - share.guessed, len(tokens))
         model = self._model.model
-        x = model.forward(model.embed(np.array(tokens, np.int32)), StepView(self._model.cache, rows))
+        x = model.forward(model.embed(np.array(tokens, np.int32)), StepView(self._cache, rows))
         for share in shares:
-            share.sequence.cache.length += len(share.tokens)
+            share.sequence.table.advance(share.sequence.tokens, len(share.tokens) - share.guessed)
         if not wanted:
             return np.empty((0, self._model.config.vocabulary), np.float32)
         return model.logits(x[np.array(wanted)])  # type: ignore[return-value]
 
-    def _sample(self, due: list[Sequence], logits: Floats) -> list[tuple[Sequence, Floats, int]]:
-        """Return each sequence with its logits and its token; one whose logits are no numbers fails alone."""
+    def _sample_all(self, due: list[Share], logits: Floats, masks: dict[Sequence, Future[Mask | None]]) -> None:
+        """Give every sequence that is due its token, and then those whose guess came true the next ones."""
+        starts = np.cumsum([0, *(1 + share.guessed for share in due)])
+        alive = list(zip(due, starts, strict=False))
+        place = 0
+        while alive:
+            ready = {share.sequence: masks.pop(share.sequence).result() for share, _ in alive if share.sequence in masks}
+            chosen = self._sample([s.sequence for s, _ in alive], logits[[start + place for _, start in alive]], ready)
+            for sequence, row, token in chosen:
+                self._commit(sequence, row, token)
+            taken = {sequence: token for sequence, _, token in chosen}
+            alive = [(s, start) for s, start in alive if self._came_true(s, place, taken.get(s.sequence))]
+            for share, _ in alive:
+                share.sequence.table.advance(share.sequence.tokens, 1)
+                if share.sequence.grammar is not None:
+                    masks[share.sequence] = self._masks.submit(share.sequence.grammar.mask)
+            place += 1
+        for share in due:
+            if share.guessed:
+                self._learn(share)
+
+    def _came_true(self, share: Share, place: int, token: int | None) -> bool:
+        """Whether the logits behind the next guess count: it is what was sampled, and the reply goes on."""
+        if token is None or place >= share.guessed or share.sequence.reply.reason is not None:
+            return False
+        true = share.tokens[len(share.tokens) - share.guessed + place] == token
+        share.sequence.accepted += true
+        return true
+
+    def _learn(self, share: Share) -> None:
+        sequence = share.sequence
+        accepted = sequence.accepted - sequence.learned
+        sequence.learned = sequence.accepted
+        sequence.guessed += share.guessed
+        self._counts.guessed_tokens += share.guessed
+        self._counts.accepted_tokens += accepted
+        if sequence.guesser is not None:
+            sequence.guesser.learn(share.guessed, accepted, self._pace.cost or 0.0)
+
+    def _sample(
+        self, due: list[Sequence], logits: Floats, masks: dict[Sequence, Mask | None]
+    ) -> list[tuple[Sequence, Floats, int]]:
+        """Return each sequence with its logits and its token; one from whose logits none can be drawn fails alone."""
         while due:
             try:
-                tokens = sample(logits, [s.sampler for s in due], [s.tokens for s in due])
+                tokens = sample(
+                    logits, [s.sampler for s in due], [s.tokens for s in due], [masks.get(s) for s in due]
+                )
                 return list(zip(due, logits, map(int, tokens), strict=True))
-            except BadLogits as error:
-                self._fail([due[error.row]], "bad_model", str(error))
+            except (BadLogits, DeadEnd) as error:
+                kind: FailureKind = "bad_model" if isinstance(error, BadLogits) else "bad_request"
+                self._fail([due[error.row]], kind, str(error))
                 due = due[: error.row] + due[error.row + 1 :]
                 logits = np.delete(logits, error.row, axis=0)
         return []
@@ -163,7 +275,10 @@ class Engine:
     def _commit(self, sequence: Sequence, logits: Floats, token: int) -> None:
         """Give one sequence its token: text out, and either on to the next step or to its end."""
         sequence.first_token_ns = sequence.first_token_ns or time.perf_counter_ns()
+        self._counts.sampled_tokens += 1
         reply, top = sequence.reply, sequence.request.logprobs
+        if sequence.grammar is not None and token not in reply.stop_ids:
+            sequence.grammar.accept(token)
         self._send(sequence, reply.push(token, None if top is None else partial(self._logprob, logits, token, top)))
         if reply.reason is None and not sequence.append(token):
             self._send(sequence, reply.end("length"))
@@ -184,6 +299,7 @@ class Engine:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self._scheduler.remove(sequence)
+        self._counts.finished += 1
         self._emit_finished(sequence, reason)
 
     def _emit_finished(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -198,6 +314,11 @@ class Engine:
                 decode_ns=now - first,
                 truncated=sequence.truncated,
                 shifted=sequence.shifted,
+                cached_tokens=sequence.cached_tokens,
+                queue_ns=(sequence.begun_ns or now) - sequence.started_ns,
+                guessed=sequence.guessed,
+                accepted=sequence.accepted,
+                preempted=sequence.preempted,
             )
         )
 
@@ -205,4 +326,5 @@ class Engine:
         for sequence in sequences:
             if sequence in self._scheduler.sequences:  # it may have ended in the part of the step that went well
                 self._scheduler.remove(sequence)
+                self._counts.failed += 1
                 sequence.emit(Failed(kind, message))

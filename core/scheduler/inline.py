@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadModel, BadRequest, Failure, RunnerDied
-from ..memory.cache import ElementType
 from ..model import find_architecture, load_model
 from ..plugin import Architecture
 from ..protocols import StopRule, Tokenizer
 from ..tensor.cpu import CpuLoader
 from ..tensor.source import WeightSource
 from ..tensor.weights import open_weights
-from .engine import Engine
+from .engine import Engine, EngineOptions
+from .guess import Lookup
 from .messages import Event, Failed, FailureKind, Finished, Generate, Piece
-from .plan import Limits
 from .reply import Reply
 from .runner import RunnerFacts
 from .sequence import Sequence
@@ -32,16 +31,6 @@ class TextParts:
 
     open_tokenizer: Callable[[WeightSource], Tokenizer]
     stop_rule: Callable[[Ids[str]], StopRule]
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """What stays fixed while a model is loaded."""
-
-    limits: Limits
-    threads: int
-    cache_type: ElementType
-    precise: bool = False
 
 
 class InlineRunner:
@@ -65,9 +54,8 @@ class InlineRunner:
         self._facts = RunnerFacts(
             model.architecture.name, model.config.context_length, model.config.vocabulary, model.weight_bytes
         )
-        self._engine = Engine(
-            model, self._tokenizer, limits=options.limits, threads=options.threads, cache_type=options.cache_type
-        )
+        self._options = options
+        self._engine = Engine(model, self._tokenizer, options=options)
 
     @property
     def facts(self) -> RunnerFacts:
@@ -77,7 +65,7 @@ class InlineRunner:
     @property
     def memory_bytes(self) -> int:
         """Bytes of weights and of key/value cache in use now."""
-        return self._facts.weight_bytes + self._engine.cache_bytes
+        return self._facts.weight_bytes + self._engine.stats.resident_bytes
 
     async def tokenize(self, text: str, *, special: bool = True, start: bool = True) -> list[int]:
         """Return the token ids of text."""
@@ -120,7 +108,8 @@ class InlineRunner:
             self._stop_ids,
             request.max_tokens,
         )
-        return Sequence(request, reply, self._engine.new_cache(request.num_ctx), emit)
+        guesser = Lookup() if self._options.speculate else None
+        return Sequence(request, reply, self._engine.new_table(), emit, guesser=guesser)
 
     def _check(self, tokens: Ids[int]) -> None:
         for token in tokens:

@@ -33,6 +33,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     truncate: bool = True  # a prompt that is too long: cut its middle, or refuse it
     shift: bool = True  # a reply that fills the context: drop the middle and go on, or stop
     logprobs: int | None = None  # None: none; k: the token's own log probability and the k likeliest
+    client: str = ""  # who asks: places are dealt out evenly among clients
 
     def __post_init__(self) -> None:
         for name, low in (("num_ctx", 1), ("num_batch", 1), ("max_tokens", 1), ("logprobs", 0)):
@@ -75,6 +76,11 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     decode_ns: int  # since the first token
     truncated: int = 0  # prompt tokens that were cut
     shifted: int = 0  # tokens dropped to make room while generating
+    cached_tokens: int = 0  # of the prompt, that the cache had already
+    queue_ns: int = 0  # until the first token of the prompt was computed; part of prompt_ns
+    guessed: int = 0  # tokens that were guessed ahead, ...
+    accepted: int = 0  # and how many of those came true
+    preempted: int = 0  # times the reply was set aside and computed again, for want of memory
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

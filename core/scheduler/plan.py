@@ -1,15 +1,18 @@
 """Who runs when: which tokens of which sequences the next step computes. No I/O, no clock, no arrays.
 
-Equal queues give equal plans. Sequences that are growing come first, a token each, so that a long prompt never stalls
-running replies for longer than one chunk; prompts fill what is left of the step, oldest first.
+Equal queues give equal plans. Sequences that are growing come first, a token each and what was guessed to follow it;
+prompts fill what is left of the step, oldest first, but none takes more than half while others wait, so that a short one
+does not stand behind a long one. When blocks of the cache run out, the youngest sequence gives its own back, and is
+computed again later from its tokens.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..memory.blocks import BLOCK
 from .sequence import Sequence
 
 
@@ -23,11 +26,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Share:
-    """One sequence's part of a step: its next tokens, in order."""
+    """One sequence's part of a step: its next tokens, in order, for which its table has room."""
 
     sequence: Sequence
     tokens: list[int]
     last: bool  # whether these are all it has, so that a token is sampled after them
+    guessed: int = 0  # how many tokens at the end are guesses, each of which is to be checked
 
 
 class Scheduler:
@@ -35,13 +39,24 @@ class Scheduler:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []  # in the order in which they came
+        self.preemptions = 0
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to compute."""
         return not self._running and not self._waiting
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Sequences in progress, oldest first."""
+        return list(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """How many have not begun, or must begin again."""
+        return len(self._waiting)
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -53,29 +68,99 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence that ended or was cancelled; its place is taken in the next step."""
-        if sequence in self._running:
-            self._running.remove(sequence)
-        else:
-            self._waiting.remove(sequence)
+        """Forget a sequence that ended or was cancelled; its place and its blocks go to others in the next step."""
+        (self._running if sequence in self._running else self._waiting).remove(sequence)
+        sequence.table.clear()
 
-    def plan(self) -> list[Share]:
-        """Return the next step's shares, each computed in full before the next plan. Empty only when idle."""
+    def plan(self, room: int | None = None) -> list[Share]:
+        """Return the next step's shares, each computed in full before the next plan. Empty only when idle.
+
+        room: for tokens of prompts while replies grow; None: as much as the step has.
+        """
+        before = self.preemptions
+        shares: dict[Sequence, Share] = {}
+        for sequence in [s for s in self._running if s.unread == 1]:
+            self._plan_growing(sequence, shares)
+        if self.preemptions == before:  # else what came free is needed by those in progress
+            self._admit()
+        left = self._limits.step_tokens - sum(len(share.tokens) for share in shares.values())
+        if shares and room is not None:
+            left = min(left, room)
+        for sequence, count in self._chunks([s for s in self._running if s not in shares], left):
+            self._plan_reading(sequence, count, shares)
+        return list(shares.values())
+
+    def _plan_growing(self, sequence: Sequence, shares: dict[Sequence, Share]) -> None:
+        if sequence not in self._running:
+            return  # it made room for an older one
+        count = self._make_room(sequence, 1 + len(sequence.guess), shares)
+        if count > 0:
+            tokens = [sequence.tokens[-1], *sequence.guess[: count - 1]]
+            shares[sequence] = Share(sequence, tokens, last=True, guessed=count - 1)
+
+    def _plan_reading(self, sequence: Sequence, count: int, shares: dict[Sequence, Share]) -> None:
+        if sequence not in self._running:
+            return
+        count = self._make_room(sequence, count, shares)
+        if count > 0:
+            start = sequence.table.length
+            shares[sequence] = Share(sequence, sequence.tokens[start : start + count], last=count == sequence.unread)
+
+    def _make_room(self, sequence: Sequence, wanted: int, planned: dict[Sequence, Share]) -> int:
+        """Reserve blocks for up to `wanted` more tokens; return for how many.
+
+        So that it is at least one, younger sequences that this step has not planned yet give theirs back.
+        """
+        table = sequence.table
+        while table.room() <= table.length:
+            younger = self._running[self._running.index(sequence) + 1 :]
+            victim = next((other for other in reversed(younger) if other not in planned), None)
+            if victim is None:
+                return 0
+            self._preempt(victim)
+        count = min(wanted, table.room() - table.length)
+        table.reserve(table.length + count)
+        return count
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        sequence.table.clear()
+        sequence.preempted += 1
+        self._waiting.insert(0, sequence)
+        self.preemptions += 1
+
+    def _admit(self) -> None:
+        """Begin with as many of those who wait as there are places and blocks for."""
         while self._waiting and len(self._running) < self._limits.sequences:
-            self._running.append(self._waiting.popleft())
-        growing = [s for s in self._running if s.unread == 1]
-        reading = [s for s in self._running if s.unread > 1]
-        return [self._share(s, 1) for s in growing] + list(self._chunks(reading, len(growing)))
-
-    def _chunks(self, reading: list[Sequence], taken: int) -> Iterator[Share]:
-        room = self._limits.step_tokens - taken
-        for sequence in reading:
-            if room <= 0:
+            sequence = self._next()
+            # What those in progress have yet to read is theirs, and a block more for each to grow into.
+            spoken_for = sum(other.unread + BLOCK for other in self._running)
+            if self._running and sequence.table.room() < spoken_for + BLOCK:
                 return
-            count = min(sequence.unread, room, sequence.request.num_batch or room)
-            room -= count
-            yield self._share(sequence, count)
+            sequence.table.adopt(sequence.tokens)
+            if self._running and sequence.table.room() < spoken_for + len(sequence.tokens):
+                sequence.table.clear()
+                return
+            if not sequence.begun_ns:
+                sequence.cached_tokens = sequence.table.length
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
 
-    def _share(self, sequence: Sequence, count: int) -> Share:
-        start = sequence.cache.length
-        return Share(sequence, sequence.tokens[start : start + count], last=count == sequence.unread)
+    def _next(self) -> Sequence:
+        """Return who is to begin: first those who had begun before, then the clients with the fewest replies."""
+        if self._waiting[0].preempted:
+            return self._waiting[0]
+        busy = Counter(sequence.client for sequence in self._running)
+        return min(self._waiting, key=lambda sequence: busy[sequence.client])
+
+    def _chunks(self, reading: list[Sequence], room: int) -> Iterator[tuple[Sequence, int]]:
+        """Yield how many tokens each prompt reads in this step, in order of age."""
+        wanted = {s: min(s.unread, s.request.num_batch or s.unread) for s in reading}
+        parts = dict.fromkeys(reading, 0)
+        for halving in (True, False):  # then once more, for what is left over
+            for place, sequence in enumerate(reading, 1):
+                most = -(-room // 2) if halving and place < len(reading) else room
+                part = max(0, min(wanted[sequence] - parts[sequence], most))
+                parts[sequence] += part
+                room -= part
+        yield from ((sequence, part) for sequence, part in parts.items() if part > 0)

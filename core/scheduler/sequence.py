@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 
 from ..errors import ContextTooLong
-from ..memory.cache import SequenceCache
+from ..memory.blocks import BlockTable
+from ..protocols import Grammar
 from ..tensor.sampling import Sampler
+from .guess import Guesser
 from .messages import Event, Generate
 from .reply import Reply
 
@@ -23,21 +25,44 @@ def truncate(prompt: list[int], *, limit: int, keep: int) -> list[int]:
 class Sequence:
     """A prompt and what was sampled after it. Only the engine's thread touches it once it is submitted."""
 
-    def __init__(self, request: Generate, reply: Reply, cache: SequenceCache, emit: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        request: Generate,
+        reply: Reply,
+        table: BlockTable,
+        emit: Callable[[Event], None],
+        *,
+        guesser: Guesser | None = None,
+        grammar: Grammar | None = None,
+    ) -> None:
         if len(request.prompt) > request.num_ctx and not request.truncate:
             raise ContextTooLong(tokens=len(request.prompt), limit=request.num_ctx)
-        self.request, self.reply, self.cache, self.emit = request, reply, cache, emit
+        self.request, self.reply, self.table, self.emit = request, reply, table, emit
         self.tokens = list(truncate(request.prompt, limit=request.num_ctx, keep=request.num_keep))
         self.prompt_tokens = len(self.tokens)
         self.sampler = Sampler(request.sampling)
+        self.client = request.client
+        self.guesser, self.grammar = guesser, grammar
+        self.guess: list[int] = []  # what may follow the last token, to be checked in one step
+        self.guessed = self.accepted = self.learned = 0  # guesses checked, come true, and known to the guesser
+        self.cached_tokens = 0  # of the prompt, when the reply first began
         self.shifted = 0
+        self.preempted = 0  # times its blocks were given to others
         self.started_ns = time.perf_counter_ns()
+        self.begun_ns: int | None = None  # when its first token was computed
         self.first_token_ns: int | None = None
 
     @property
     def unread(self) -> int:
         """Tokens the cache does not hold yet; 1 while the reply is growing."""
-        return len(self.tokens) - self.cache.length
+        return len(self.tokens) - self.table.length
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the cache will have to hold at most."""
+        most = self.request.max_tokens
+        whole = self.request.num_ctx
+        return whole if most is None else min(whole, self.prompt_tokens + most)
 
     @property
     def truncated(self) -> int:
@@ -61,5 +86,6 @@ class Sequence:
         drop = max(1, (limit - keep) // 2)
         del self.tokens[keep : keep + drop]
         self.shifted += drop
-        self.cache.clear()
+        self.table.clear()
+        self.table.adopt(self.tokens)
         return True

@@ -58,7 +58,7 @@ def attend(q: Floats, seen: CpuSeen, *, scale: float, soft_cap: float | None = N
         if H % K or size != E:  # the kernel trusts its shapes
             raise BadModel(f"attention of {H} query heads of {E} over {K} key heads of {size}: they do not fit")
         work = q, span.tiles, span.rows, span.table, sight, np.float32(factor), np.float32(bend_to)
-        alone = T * H * E * LANES * len(span.table) < LITTLE
+        alone = T * H * E * LANES * len(span.table) < LITTLE * len(span.rows)  # each row sees one sequence's tiles
         attend_spans(TEAM.ready(), *work, alone, out)
     return out.reshape(T, -1)
 
