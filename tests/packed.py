@@ -17,6 +17,12 @@ HALVES_AT = {  # bytes where a block's half-precision scale and minimum lie
     "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
     "IQ4_NL": (0,), "IQ4_XS": (0,),
 }  # fmt: skip
+EXTREMES = {  # bytes first .. last - 1 of a block, and what they are at the highest and lowest codes if not 255 and 0
+    "Q8_0": (2, 34, 0x7F, 0x80),  # signed
+    "MXFP4": (1, 17, 0x77, 0xFF),  # signs and magnitudes
+    "Q6_K": (192, 208, 0x7F, 0x80),  # signed scales
+    "Q2_K": (0, 16, 0xFF, 0xFF), "Q4_K": (4, 16, 0xFF, 0xFF), "Q5_K": (4, 16, 0xFF, 0xFF),  # scales from 0 on
+}  # fmt: skip
 SUBNORMAL = 2.0**-15  # the smallest normal float16 is 2^-14
 
 
@@ -36,6 +42,21 @@ def random_blocks(
         low, high = (0, 2) if tiny else (120, 128)  # 2^-128, 2^-127; or powers of two up to 1/2
         blocks[..., 0] = rng.integers(low, high, blocks.shape[:2])
     data = np.ascontiguousarray(blocks.reshape(rows, -1))
+    data.flags.writeable = False
+    return data
+
+
+def extreme_blocks(rng: np.random.Generator, form: BlockFormat, rows: int, columns: int, *, high: bool) -> np.ndarray:
+    """Return blocks as `random_blocks`, but every code at one end of its range, and sub-scales as large as they get."""
+    ordinary = random_blocks(rng, form, rows, columns).reshape(rows, -1, form.nbytes)
+    blocks = np.full_like(ordinary, 255 if high else 0)
+    if form.name in EXTREMES:
+        first, last, highest, lowest = EXTREMES[form.name]
+        blocks[..., first:last] = highest if high else lowest
+    halves = [at + byte for at in HALVES_AT.get(form.name, ()) for byte in (0, 1)]
+    kept = halves if form.name != "MXFP4" else [0]
+    blocks[..., kept] = ordinary[..., kept]
+    data = blocks.reshape(rows, -1)
     data.flags.writeable = False
     return data
 

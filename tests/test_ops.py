@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from puna.core.errors import BadModel
 from puna.core.tensor import attend, embed, gated_mlp, linear, project, rms_norm, rope, rope_table, rotations
+from puna.core.tensor.activations import LITTLE
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import FEW, TILE_ROWS, CpuLoader, CpuMatrix, Experts, PackedMatrix
 from puna.core.tensor.decode import KINDS, decode_tensor
@@ -170,6 +171,14 @@ def test_rms_norm_scales_the_last_dimension(shape, seed, eps, size):
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-12)
 
 
+def test_rms_norm_of_many_rows_is_shared_out():
+    rng = np.random.default_rng(0)
+    x, weight = floats(rng, LITTLE // 100, 130), floats(rng, 130)
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6) * weight
+    np.testing.assert_allclose(rms_norm(x, weight, 1e-6), expected, rtol=2e-6, atol=1e-12)
+
+
 # ---- positions -----------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +209,15 @@ def test_rope_turns_each_pair_by_its_position(pairing, half, beyond, heads, posi
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, rope_twin(x, positions, table), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(found[..., 2 * half :], x[..., 2 * half :])
+
+
+@pytest.mark.parametrize("pairing", ["split", "interleaved"])
+def test_rope_of_many_tokens_is_shared_out(pairing):
+    rng = np.random.default_rng(0)
+    x, positions = floats(rng, LITTLE // 100, 5, 26), rng.permutation(LITTLE // 100).astype(np.int32)
+    table = rope_table(24, base=10000.0, pairing=pairing)
+    found = rope(x, rotations(positions, table))
+    np.testing.assert_allclose(found, rope_twin(x, positions, table), rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_turns_at_position_zero():

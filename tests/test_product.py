@@ -15,7 +15,7 @@ from puna.core.tensor.operands import WIDTH, quantise
 from puna.core.tensor.pointwise import FORMS, activate_in_place
 from puna.core.tensor.product import RESIDENT, multiply_gated
 
-from .packed import columns_of, packed, quantised_twin, random_blocks, unpacked
+from .packed import columns_of, extreme_blocks, packed, quantised_twin, random_blocks, unpacked
 
 FORMATS = sorted(LAYOUTS)
 ROUNDING = 2.0**-24  # of one float32 operation, relative
@@ -172,23 +172,19 @@ def test_a_packed_product_is_within_half_a_step_of_the_float_one(name):
     assert error.max() > 0
 
 
+@pytest.mark.parametrize("high", [True, False], ids=["highest", "lowest"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_largest_codes_do_not_overflow(name):
-    """Every code all ones against activations all ones: sums are the largest that there are."""
-    form = by_name(name)
-    raw = np.full((32, 512 // form.elements * form.nbytes), 255, np.uint8)
-    ordinary = random_blocks(np.random.default_rng(2), form, 32, 512)
-    raw = raw.reshape(32, -1, form.nbytes)
-    scale_bytes = {"Q2_K": range(80, 84), "Q3_K": range(108, 110), "Q6_K": range(208, 210), "MXFP4": range(1)}
-    two = "Q4_1", "Q5_1", "Q4_K", "Q5_K"
-    at = list(scale_bytes.get(name, range(4 if name in two else 2)))
-    raw[..., at] = ordinary.reshape(32, -1, form.nbytes)[..., at]
-    raw = np.ascontiguousarray(raw.reshape(32, -1))
-    raw.flags.writeable = False
+def test_the_largest_codes_do_not_overflow(name, high):
+    """Every code and sub-scale at one end against activations at one end: sums are the largest that there are."""
+    form, layout = by_name(name), LAYOUTS[name]
+    raw = extreme_blocks(np.random.default_rng(2), form, 32, 512, high=high)
     weight, wide = packed(form, raw), decode_tensor(raw, form, (32, 512)).astype(np.float64)
+    ends = layout.table or (-layout.offset, (1 << sum(layout.planes)) - 1 - layout.offset)
+    assert (unpacked(weight.data, name).codes == (max(ends) if high else min(ends))).all()
     for sign in (1, -1):
-        x = np.full((3, 512), sign, np.float32)
-        assert_exact(linear(x, weight), x, weight, wide)
+        for T in (3, WIDTH + 2):  # weights unpacked in registers, and in memory
+            x = np.full((T, 512), sign, np.float32)
+            assert_exact(linear(x, weight), x, weight, wide)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -20,7 +20,7 @@ from puna.core.tensor.cpu_attention import CpuSeen, CpuSpans
 from puna.core.tensor.simd import BYTE, CODES, INTS, Emitter, features, vector
 from puna.core.tensor.tiles import ElementType, new_tiles, store
 
-from .packed import packed, random_blocks
+from .packed import extreme_blocks, packed, random_blocks
 
 ROOT = Path(__file__).parents[1]
 OLDER = {  # processors that numba can compile for on any x86-64, by LLVM's names, with formats of weights and caches
@@ -36,6 +36,8 @@ def computed(name: str, element: ElementType) -> dict[str, np.ndarray]:
     """Return an activation, a product and attention over a cache of these formats, as this process does them."""
     rng, form = np.random.default_rng(0), by_name(name)
     weight = packed(form, random_blocks(rng, form, 40, 512))
+    extremes = [packed(form, extreme_blocks(rng, form, 32, 512, high=high)) for high in (True, False)]
+    ones = np.repeat(np.float32([[1], [-1]]), 512, axis=1)
     tiles, table = new_tiles(9, 2, 32, 64, element), np.arange(9, dtype=np.int32)
     keys, values = (rng.standard_normal((130, 2, size), np.float32) for size in (32, 64))
     store(keys, values, np.arange(130, dtype=np.int32), tiles)
@@ -44,6 +46,8 @@ def computed(name: str, element: ElementType) -> dict[str, np.ndarray]:
     return {
         "gelu": activate(rng.standard_normal(50, np.float32), "gelu"),
         "product": linear(rng.standard_normal((11, 512), np.float32), weight),
+        "few extremes": np.stack([linear(ones, weight) for weight in extremes]),
+        "many extremes": np.stack([linear(np.tile(ones, (4, 1)), weight) for weight in extremes]),
         "attention": attend(q, CpuSeen((spans,), 64, window=100), scale=0.2),
         "capped": attend(q, CpuSeen((spans,), 64), scale=0.2, soft_cap=2.0),
     }
@@ -71,8 +75,8 @@ def test_an_older_processor_computes_the_same(name, tmp_path):
     )
     here = computed(form, element)
     with np.load(result) as found:
-        np.testing.assert_array_equal(found["product"], here["product"])
-        np.testing.assert_array_equal(found["gelu"], here["gelu"])
+        for exact in ("product", "few extremes", "many extremes", "gelu"):
+            np.testing.assert_array_equal(found[exact], here[exact])
         for attention in ("attention", "capped"):
             np.testing.assert_allclose(found[attention], here[attention], rtol=1e-5, atol=1e-6)
 

@@ -101,4 +101,4 @@ share_rotations = shared(rotate_some)
 
 def rotate(x: Floats, cos: Floats, sin: Floats, interleaved: bool, out: Floats) -> None:
     """`rotate_token` for each token of x, [T, heads, E]."""
-    spread(share_rotations, len(x), each(len(x), x[0].size), x, cos, sin, interleaved, out)
+    spread(share_rotations, len(x), each(len(x), x.shape[1] * x.shape[2]), x, cos, sin, interleaved, out)

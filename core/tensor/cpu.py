@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from . import cpu_attention, cpu_vision, ops  # noqa: F401 - attention and what 
 from .activations import norm_rows, rotate
 from .arena import Arena
 from .blocks import BlockFormat, by_name
+from .checks import ANY, INT32, expect, expect_kinds, expect_mlp
 from .decode import KINDS, decode_tensor
 from .kernels import few_rows_product, gather_rows, widen_rows
 from .layouts import LAYOUTS, WIDE_FORMATS
@@ -76,6 +78,7 @@ def are_alike(gate: object, up: object) -> bool:
 
 
 AnyMatrix = CpuMatrix | PackedMatrix
+MATRICES = CpuMatrix, PackedMatrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +147,10 @@ def packed_matrix(rows: CpuMatrix, arena: Arena | None = None) -> PackedMatrix:
 @ops.embed.register(np.ndarray)
 def embed(tokens: npt.NDArray[np.int32], table: AnyMatrix) -> Floats:
     """Return the rows of table at tokens, [T, D] float32."""
-    assert tokens.size == 0 or (tokens.min() >= 0 and tokens.max() < table.shape[0]), "a token outside the table"
+    expect_kinds("embed", MATRICES, table)
+    expect("embed: tokens", tokens, (tokens.size,), INT32)
+    if tokens.size > 0 and not 0 <= tokens.min() <= tokens.max() < table.shape[0]:
+        raise BadModel(f"embed: tokens from {tokens.min()} to {tokens.max()}, the table has {table.shape[0]} rows")
     rows = table.rows if isinstance(table, PackedMatrix) else table
     out = np.empty((len(tokens), table.shape[1]), np.float32)
     gather_rows(rows.format.id, rows.data, tokens, out)
@@ -154,16 +160,23 @@ def embed(tokens: npt.NDArray[np.int32], table: AnyMatrix) -> Floats:
 @ops.linear.register(np.ndarray)
 def linear(x: Floats, weight: AnyMatrix, bias: Floats | None = None) -> Floats:
     """Return x · weightᵀ + bias, [T, out] float32."""
-    (y,) = project(x, (weight, bias))
-    return y  # type: ignore[no-any-return]
+    return _products("linear", x, [(weight, bias)])[0]
 
 
 @ops.project.register(np.ndarray)
 def project(x: Floats, *parts: tuple[AnyMatrix, Floats | None]) -> tuple[Floats, ...]:
     """Return the product with each weight, plus its bias: one parallel loop for all that are packed."""
+    return tuple(_products("project", x, parts))
+
+
+def _products(name: str, x: Floats, parts: Sequence[tuple[AnyMatrix, Floats | None]]) -> list[Floats]:
+    """Return what `project` does, for the operation of that name."""
+    expect_kinds(name, MATRICES, *[weight for weight, _ in parts])
+    for weight, bias in parts:
+        expect(f"{name}: x", x, (ANY, weight.shape[1]))
+        if bias is not None:
+            expect(f"{name}: a bias", bias, weight.shape[:1])
     x = np.ascontiguousarray(x)
-    for weight, _ in parts:
-        assert x.shape[1] == weight.shape[1], (x.shape, weight.shape)
     packed = [weight.job for weight, _ in parts if isinstance(weight, PackedMatrix)]
     found = iter(multiply_all(x, packed) if packed else ())
     outs = []
@@ -172,7 +185,7 @@ def project(x: Floats, *parts: tuple[AnyMatrix, Floats | None]) -> tuple[Floats,
         if bias is not None:
             out += bias
         outs.append(out)
-    return tuple(outs)
+    return outs
 
 
 def _plain_product(x: Floats, weight: CpuMatrix) -> Floats:
@@ -195,6 +208,8 @@ def _many_rows_product(weight: CpuMatrix, x: Floats, out: Floats) -> None:
 @ops.rms_norm.register(np.ndarray)
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     """Return x scaled to unit root mean square over the last dimension, times weight."""
+    expect("rms_norm: x", x)
+    expect("rms_norm: weight", weight, x.shape[-1:])
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
     out = np.empty_like(rows)
     norm_rows(rows, weight, np.float32(eps), out)
@@ -212,16 +227,15 @@ def gated_mlp(
     biases: tuple[Floats | None, Floats | None, Floats | None] = (None, None, None),
 ) -> Floats:
     """Return down(activation(gate(x)) · up(x))."""
-    inner: Floats
-    wide: Floats
+    expect_mlp("gated_mlp", MATRICES, gate, up, down)
     if biases[0] is None and biases[1] is None and are_alike(gate, up):
         assert isinstance(gate, PackedMatrix) and isinstance(up, PackedMatrix)
+        expect("gated_mlp: x", x, (ANY, gate.shape[1]))
         inner = multiply_gated(np.ascontiguousarray(x), gate.job, up.job, FORMS[activation])
     else:
-        inner, wide = project(x, (gate, biases[0]), (up, biases[1]))
+        inner, wide = _products("gated_mlp", x, [(gate, biases[0]), (up, biases[1])])
         activate_in_place(inner, activation, times=wide)
-    y: Floats = linear(inner, down, biases[2])
-    return y
+    return _products("gated_mlp", inner, [(down, biases[2])])[0]
 
 
 @ops.moe.register(np.ndarray)
@@ -236,8 +250,15 @@ def moe(
     activation: ops.Activation = "silu",
 ) -> Floats:
     """Return each token's sum of its experts' answers, times their shares. Tokens are sorted by expert meanwhile."""
+    expect_mlp("moe", (Experts,), gate, up, down)
+    expect("moe: x", x, (ANY, gate.shape[2]))
+    expect("moe: chosen", chosen, (len(x), ANY), INT32)
+    expect("moe: share", share, chosen.shape)
+    if chosen.size == 0:
+        return np.zeros((len(x), down.shape[1]), np.float32)
+    if not 0 <= chosen.min() <= chosen.max() < len(gate.each):
+        raise BadModel(f"moe: chosen {chosen.min()} to {chosen.max()}, there are {len(gate.each)} experts")
     T, k = chosen.shape
-    assert chosen.size == 0 or (chosen.min() >= 0 and chosen.max() < len(gate.each)), "an expert that is not there"
     order = np.argsort(chosen, axis=None, kind="stable")
     used, counts = np.unique(chosen, return_counts=True)
     bounds = np.concatenate([[0], np.cumsum(counts)])
@@ -257,11 +278,11 @@ def _ask(
     activation: ops.Activation,
 ) -> Floats:
     """Return what experts answer, each to its own rows bounds[i]:bounds[i + 1] of x."""
-    if len(gates) > 0 and are_alike(gates[0], ups[0]) and isinstance(downs[0], PackedMatrix):
+    if are_alike(gates[0], ups[0]) and isinstance(downs[0], PackedMatrix):
         jobs = [[part.job for part in parts if isinstance(part, PackedMatrix)] for parts in (gates, ups, downs)]
         inner = multiply_gated_grouped(x, bounds, jobs[0], jobs[1], FORMS[activation])
         return multiply_grouped(inner, bounds, jobs[2])
-    out = np.empty((len(x), downs[0].shape[0] if downs else 0), np.float32)
+    out = np.empty((len(x), downs[0].shape[0]), np.float32)
     for i, parts in enumerate(zip(gates, ups, downs, strict=True)):
         own = slice(bounds[i], bounds[i + 1])
         out[own] = gated_mlp(x[own], *parts, activation=activation)
@@ -288,6 +309,10 @@ def rotations(positions: npt.NDArray[np.int32], table: RopeTable) -> CpuRotation
 @ops.rope.register(np.ndarray)
 def rope(x: Floats, rotation: CpuRotation) -> Floats:
     """Return x, [T, heads, E], with its first n dimensions turned."""
+    T, pairs = rotation.cos.shape
+    expect("rope: x", x, (T, ANY, ANY))
+    if 2 * pairs > x.shape[2]:
+        raise BadModel(f"rope: heads of {x.shape[2]}, expected at least the {2 * pairs} dimensions that turn")
     x = np.ascontiguousarray(x)
     out = np.empty_like(x)
     rotate(x, rotation.cos, rotation.sin, rotation.table.pairing == "interleaved", out)

@@ -13,6 +13,7 @@ from ..errors import BadModel
 from . import ops
 from .attention import attend_spans
 from .attention_block import Sight
+from .checks import ANY, expect
 from .simd import LANES
 from .team import TEAM
 from .tiles import Tiles, new_tiles, store
@@ -29,7 +30,8 @@ class CpuSpans:
     """Sequences of a step whose tiles lie in the same arrays."""
 
     tiles: Tiles
-    rows: Integers  # [n, 4], of each: first row, the row behind its last, position of the first, where table begins
+    # [n, 4], n > 0, in order, of each: first row, the row behind its last, position of the first, where table begins
+    rows: Integers
     table: Integers  # positions 16 i to 16 i + 15 of a sequence lie in tile table[i], i counted from where it begins
 
 
@@ -37,7 +39,7 @@ class CpuSpans:
 class CpuSeen:
     """What one layer of a step may look at."""
 
-    spans: tuple[CpuSpans, ...]
+    spans: tuple[CpuSpans, ...]  # in the order of their rows
     value_size: int
     window: int = 0  # 0: everything before
     chunk: int = 0  # 0: everything before
@@ -47,7 +49,11 @@ class CpuSeen:
 @ops.attend.register(np.ndarray)
 def attend(q: Floats, seen: CpuSeen, *, scale: float, soft_cap: float | None = None) -> Floats:
     """Return each row's mixture of values, [T, H · F] float32."""
+    expect("attend: q", q, (ANY, ANY, ANY))
     T, H, E = q.shape
+    wanted = seen.spans[-1].rows[-1, 1] if seen.spans else 0
+    if wanted != T:
+        raise BadModel(f"attention of {T} rows, expected {wanted}: one for each token of the step")
     out = np.empty((T, H, seen.value_size), np.float32)
     sight = Sight(seen.window, seen.chunk, OWN if seen.until is None else seen.until)
     bend_to = 0.0 if soft_cap is None else soft_cap / math.log(2)
@@ -60,7 +66,7 @@ def attend(q: Floats, seen: CpuSeen, *, scale: float, soft_cap: float | None = N
         work = q, span.tiles, span.rows, span.table, sight, np.float32(factor), np.float32(bend_to)
         alone = T * H * E * LANES * len(span.table) < LITTLE * len(span.rows)  # each row sees one sequence's tiles
         attend_spans(TEAM.ready(), *work, alone, out)
-    return out.reshape(T, -1)
+    return out.reshape(T, H * seen.value_size)
 
 
 @ops.attend_all.register(np.ndarray)
@@ -69,17 +75,25 @@ def attend_all(q: Floats, k: Floats, v: Floats, *, scale: float, lengths: Sequen
 
     Keys and values are put into tiles once, each stretch beginning a tile of its own.
     """
-    sizes = np.array([len(q)] if lengths is None else lengths, np.int32)
-    if sizes.sum() != len(q) or (sizes < 0).any() or not len(q) == len(k) == len(v):
-        raise BadModel(f"attention of {len(q)} rows over {len(k)} in stretches of {sizes.tolist()}: they do not fit")
+    expect("attend_all: q", q, (ANY, ANY, ANY))
+    P, H, E = q.shape
+    expect("attend_all: k", k, (P, ANY, E))
+    K = k.shape[1]
+    expect("attend_all: v", v, (P, K, ANY))
+    F = v.shape[2]
+    sizes = np.array([P] if lengths is None else lengths, np.int32)
+    if sizes.sum() != P or (sizes < 0).any():
+        raise BadModel(f"attention of {P} rows in stretches of {sizes.tolist()}: they do not fit")
+    if P == 0:
+        return np.empty((0, H * F), np.float32)
     counts = -(-sizes // LANES)  # of tiles
     stops, first_tiles = np.cumsum(sizes, dtype=np.int32), np.cumsum(counts, dtype=np.int32) - counts
     starts = stops - sizes
-    tiles = new_tiles(int(counts.sum()), k.shape[1], k.shape[2], v.shape[2], "f32")
-    slots = np.arange(len(q), dtype=np.int32) + np.repeat(first_tiles * LANES - starts, sizes)
+    tiles = new_tiles(int(counts.sum()), K, E, F, "f32")
+    slots = np.arange(P, dtype=np.int32) + np.repeat(first_tiles * LANES - starts, sizes)
     store(np.ascontiguousarray(k), np.ascontiguousarray(v), slots, tiles)
     rows = np.stack([starts, stops, np.zeros_like(starts), first_tiles], axis=1)
     spans = CpuSpans(tiles, rows, np.arange(len(tiles.keys), dtype=np.int32))
     until = np.repeat(sizes - 1, sizes)
-    seen: Floats = attend(q, CpuSeen((spans,), v.shape[2], until=until), scale=scale)
+    seen: Floats = attend(q, CpuSeen((spans,), F, until=until), scale=scale)
     return seen

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ..errors import BadModel
 from . import ops
 from .activations import layer_norm_rows
+from .checks import expect
 from .pointwise import activate_in_place
 
 Floats = npt.NDArray[np.float32]
@@ -18,6 +19,10 @@ Floats = npt.NDArray[np.float32]
 @ops.layer_norm.register(np.ndarray)
 def layer_norm(x: Floats, weight: Floats, bias: Floats | None, eps: float) -> Floats:
     """Return x with mean 0 and variance 1 over the last dimension, times weight, plus bias."""
+    expect("layer_norm: x", x)
+    expect("layer_norm: weight", weight, x.shape[-1:])
+    if bias is not None:
+        expect("layer_norm: bias", bias, x.shape[-1:])
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
     out = np.empty_like(rows)
     layer_norm_rows(rows, weight, np.zeros_like(weight) if bias is None else bias, np.float32(eps), out)
@@ -27,7 +32,8 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats | None, eps: float) -> Fl
 @ops.activate.register(np.ndarray)
 def activate(x: Floats, activation: ops.Activation) -> Floats:
     """Return the activation of each number of x."""
-    out = np.array(x, np.float32, order="C")
+    expect("activate: x", x)
+    out = np.array(x, order="C")
     activate_in_place(out, activation)
     return out
 
@@ -50,9 +56,12 @@ def mlp(
 @ops.conv_patches.register(np.ndarray)
 def conv_patches(pixels: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
     """Return one row of D numbers for each patch, [N, P, D]: the patches side by side, times weight."""
+    expect("conv_patches: pixels", pixels)
+    expect("conv_patches: weight", weight)
     patches = _unfold(pixels, weight.shape)
     out: Floats = patches @ weight.reshape(len(weight), -1).T
     if bias is not None:
+        expect("conv_patches: bias", bias, weight.shape[:1])
         out += bias
     return out
 

@@ -4,7 +4,7 @@ numpy arrays go to the CPU kernels; another kind of array (a device's, or one wi
 brings implementations of its own through `Operation.register`. A plugin therefore never names a device.
 
 Shapes use one alphabet: T tokens, D hidden, H query heads, K key/value heads, E head size, V vocabulary. Activations
-are float32.
+are float32. On numpy arrays, what is of another dtype or of shapes that do not fit raises BadModel.
 """
 
 # mypy: disable-error-code="empty-body"

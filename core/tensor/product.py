@@ -206,7 +206,7 @@ def multiply_all(x: Floats, jobs: Sequence[Job]) -> list[Floats]:
     found, start = [], 0
     for job in jobs:
         stop = start + T * job.outputs
-        found.append(out[start:stop].reshape(T, -1))
+        found.append(out[start:stop].reshape(T, job.outputs))
         start = stop
     return found
 

@@ -18,6 +18,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ..errors import BadModel
+from .checks import ANY, INT32, expect
 from .jit import kernel
 from .simd import BYTE, BYTES, FLOAT, FLOATS, INT, INTS, LANES, SHORT, Emitter, to_half, vector
 from .team import TEAM, shared
@@ -68,11 +70,31 @@ def _zeros(dtype: Any, *shape: int) -> npt.NDArray[Any]:
 
 
 def store(k: npt.NDArray[np.float32], v: npt.NDArray[np.float32], slots: npt.NDArray[np.int32], tiles: Tiles) -> None:
-    """Put keys [T, K, E] and values [T, K, F] of row t into place slots[t]: 16 * tile + lane."""
+    """Put keys [T, K, E] and values [T, K, F] of row t into place slots[t]: 16 * tile + lane.
+
+    Raises BadModel if they do not fit the tiles: models bring them.
+    """
+    _expect_to_fit(k, v, slots, tiles)
     share = share_codes if tiles.keys.dtype == np.int8 else share_numbers
     few, K = k.size + v.size < LITTLE, k.shape[1]
     each = max(1, len(slots)) if few else TOKENS
     share(TEAM.ready(), K * -(-len(slots) // each), (k, v, slots, *tiles, each))
+
+
+def _expect_to_fit(
+    k: npt.NDArray[np.float32], v: npt.NDArray[np.float32], slots: npt.NDArray[np.int32], tiles: Tiles
+) -> None:
+    count, K, E, _ = tiles.keys.shape
+    room = tiles.values.shape[3]
+    expect("store: slots", slots, (slots.size,), INT32)
+    expect("store: k", k, (slots.size, K, E))
+    expect("store: v", v, (slots.size, K, ANY))
+    F = v.shape[2]
+    if (F if tiles.values.dtype == np.int8 else -(-F // LANES) * LANES) != room:
+        raise BadModel(f"store: values of {F} in tiles that have room for {room}")
+    places = slots.tolist()  # of a single token, as is usual, numpy would take longer to find the least and the largest
+    if places and not 0 <= min(places) <= max(places) < count * LANES:
+        raise BadModel(f"store: slots from {min(places)} to {max(places)}, the tiles have {count * LANES}")
 
 
 @intrinsic
