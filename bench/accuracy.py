@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from puna.core.kernel import find_plugins
-from puna.core.memory.cache import Rows, SequenceCache, StepView
+from puna.core.memory.cache import Cache, Capacity, Rows, StepView
 from puna.core.model import find_architecture, load_model
 from puna.core.tensor.cpu import CpuLoader
 from puna.core.tensor.source import WeightSource
@@ -82,12 +82,13 @@ def puna_engine(source: WeightSource, *, precise: bool) -> Engine:
     loaded = load_model(find_architecture(architectures, source), source, CpuLoader(precise=precise))
 
     def logits(tokens: Sequence[int]) -> Iterator[Floats]:
-        cache = SequenceCache(loaded.cache, len(tokens), "f32" if precise else "f16")
+        cache = Cache(loaded.cache, "f32" if precise else "f16", Capacity(len(tokens), 1, CHUNK))
+        table = cache.blocks.table()
         for chunk in chunks(tokens):
-            cache.reserve(cache.length + len(chunk))
-            step = StepView(loaded.cache, [Rows(cache, 0, len(chunk))])
+            table.reserve(table.length + len(chunk))
+            step = StepView(cache, [Rows(table, 0, len(chunk))])
             x = loaded.model.forward(loaded.model.embed(np.array(chunk, np.int32)), step)
-            cache.length += len(chunk)
+            table.advance(tokens, len(chunk))
             yield np.asarray(loaded.model.logits(x))
 
     return logits

@@ -54,14 +54,21 @@ class Puna:
 
     def __init__(self, path: Path, setting: Setting) -> None:
         from puna.core.kernel import find_plugins
-        from puna.core.scheduler.inline import EngineOptions, InlineRunner, TextParts
+        from puna.core.scheduler.engine import EngineOptions
+        from puna.core.scheduler.inline import InlineRunner, TextParts
         from puna.core.scheduler.plan import Limits
         from puna.text.tokenizers import open_tokenizer
 
         plugins = find_plugins()
         endless = [replace(architecture, stop_tokens=()) for plugin in plugins for architecture in plugin.architectures]
         text = TextParts(lambda source: Endless(open_tokenizer(source)), lambda _: NoStops())
-        options = EngineOptions(Limits(BATCH, setting.sequences), setting.threads, cache_type="f16")
+        options = EngineOptions(
+            Limits(BATCH, setting.sequences),
+            setting.threads,
+            "f16",
+            setting.sequences * setting.context,
+            speculate=False,
+        )
         self._loop = asyncio.Runner()
         self._runner = InlineRunner(path, endless, text, options)
         self._context = setting.context

@@ -19,7 +19,7 @@ from gguf import GGMLQuantizationType
 from rich.console import Console
 from rich.table import Table
 
-from puna.core.memory.cache import Rows, SequenceCache, StepView
+from puna.core.memory.cache import Cache, Capacity, Rows, StepView
 from puna.core.plugin import CacheLayer, Causal
 from puna.core.tensor import attend, rms_norm, rope, rope_table, rotations
 from puna.core.tensor.blocks import by_name
@@ -141,13 +141,14 @@ def attention(ceilings: Ceilings) -> Table:
 def attention_times(context: int, T: int, layers: int) -> Times:
     """Return how long the last T tokens of a context take in some layers."""
     layout = [CacheLayer(KV_HEADS, HEAD_SIZE, HEAD_SIZE, Causal())] * layers
-    cache = SequenceCache(layout, context, "f16")
-    cache.reserve(context)
+    cache = Cache(layout, "f16", Capacity(context, 1, context))
+    table = cache.blocks.table()
+    table.reserve(context)
     for count in (context - T, T):  # what came before, and the step
-        step = StepView(layout, [Rows(cache, 0, count)])
+        step = StepView(cache, [Rows(table, 0, count)])
         heads = random_floats(count, KV_HEADS, HEAD_SIZE)
         seen = [layer.extend(heads, heads) for layer in step.cache]
-        cache.length += count
+        table.advance([0] * context, count)
     q = random_floats(T, HEADS, HEAD_SIZE)
 
     def work() -> None:

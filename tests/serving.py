@@ -19,6 +19,7 @@ from puna.core.scheduler.inline import TextParts
 from puna.core.scheduler.messages import Finished, Generate, Piece, SampledLogprob, TokenLogprob
 from puna.core.scheduler.models import ModelLimits, Models
 from puna.core.scheduler.runner import RunnerFacts
+from puna.core.scheduler.stats import EngineStats
 from puna.core.settings import Address, Settings
 from puna.store import CreateRequest, Store, digest_of
 from puna.text.stops import StopStrings
@@ -45,6 +46,7 @@ class ScriptedRunner:
     closed: bool = False
 
     memory_bytes = 1234
+    stats = EngineStats()
 
     @property
     def facts(self) -> RunnerFacts:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.core.errors import BadSetting
-from puna.core.memory.cache import FIRST, Rows, SequenceCache, StepView
+from puna.core.errors import BadModel, BadSetting
+from puna.core.memory.blocks import BLOCK, blocks_of
+from puna.core.memory.cache import Cache, Capacity, Rows, StepView
 from puna.core.plugin import CacheLayer, Causal, Chunk, Window
 from puna.core.tensor import attend
 from puna.core.tensor.tiles import new_tiles, store
@@ -19,15 +20,17 @@ PER_POSITION = 2 * (4 + 16) + 1 * (5 + 16)  # numbers of both layers: values are
 CODED = [CacheLayer(2, 64, 32, Causal()), CacheLayer(1, 32, 96, Chunk(20))]
 
 
-def made(capacity=1000, element="f32", layout=LAYOUT):
-    return SequenceCache(layout, capacity, element)
+def made(capacity=1000, element="f32", layout=LAYOUT, sequences=4):
+    return Cache(layout, element, Capacity(capacity, sequences, 100))
 
 
-def stored(seen, positions):
+def stored(seen, positions, sequence=0):
     """Return keys [positions, K, E] and values [positions, K, F] of what attention is given for one sequence."""
     (spans,) = seen.spans
+    at = spans.rows[sequence, 3]
+    table = spans.table[at : at + -(-positions // 16)]
     keys, values = (a.view(np.float16) if a.dtype == np.uint16 else a for a in (spans.tiles.keys, spans.tiles.values))
-    in_order = keys[spans.table].transpose(0, 3, 1, 2), values[spans.table].transpose(0, 2, 1, 3)
+    in_order = keys[table].transpose(0, 3, 1, 2), values[table].transpose(0, 2, 1, 3)
     found_keys, found_values = (a.reshape(-1, *a.shape[2:])[:positions] for a in in_order)
     return found_keys, found_values[:, :, : seen.value_size]
 
@@ -37,59 +40,57 @@ def numbers(rng, tokens, layer):
     return [rng.standard_normal(shape, np.float32) for shape in shapes]
 
 
-def step(view_of, rng, counts):
-    """Run a step that gives each cache so many tokens; return what went in and what layer 0 handed back."""
+def step(cache, tables, rng, counts):
+    """Run a step that gives each sequence so many tokens; return what went in and what layer 0 handed back."""
     rows, start = [], 0
-    for cache, count in zip(view_of, counts, strict=True):
-        cache.reserve(cache.length + count)
-        rows.append(Rows(cache, start, start + count))
+    for table, count in zip(tables, counts, strict=True):
+        assert table.reserve(table.length + count)
+        rows.append(Rows(table, start, start + count))
         start += count
-    view = StepView(LAYOUT, rows)
+    view = StepView(cache, rows)
     k, v = numbers(rng, start, LAYOUT[0])
     seen = view.cache[0].extend(k, v)
     view.cache[1].extend(*numbers(rng, start, LAYOUT[1]))
-    for cache, count in zip(view_of, counts, strict=True):
-        cache.length += count
+    for table, count in zip(tables, counts, strict=True):
+        table.advance(rng.integers(0, 1000, table.length + count), count)
     return view, k, v, seen
 
 
-def test_a_new_cache_holds_nothing():
-    assert made().length == 0
-    assert made().nbytes == 0
-
-
 @pytest.mark.parametrize(("element", "size"), [("f32", 4), ("f16", 2)])
-def test_bytes_are_counted_as_allocated(element, size):
+def test_bytes_are_reserved_for_the_capacity_and_counted_as_they_are_used(element, size):
     cache = made(element=element)
-    cache.reserve(FIRST + 1)
-    assert cache.nbytes == (FIRST + 16) * PER_POSITION * size  # positions come in tiles of 16
+    whole, windowed = (blocks_of(layer.kind, cache.blocks.capacity) for layer in LAYOUT)
+    assert cache.nbytes == BLOCK * size * (whole * 40 + windowed * 21)
+    assert cache.held_bytes == cache.resident_bytes == 0
+    table, rng = cache.blocks.table(), np.random.default_rng(0)
+    step(cache, [table], rng, [2 * BLOCK + 1])
+    assert cache.held_bytes == BLOCK * size * (3 * 40 + 2 * 21)  # the window has moved past its first block
+    table.clear()
+    assert cache.held_bytes == 0
+    assert cache.resident_bytes == 3 * BLOCK * size * PER_POSITION
 
 
-def test_room_grows_geometrically_and_never_beyond_the_limit():
-    cache = made(capacity=300)
-    sizes = []
-    for positions in range(1, 301):
-        cache.reserve(positions)
-        if not sizes or cache.nbytes != sizes[-1]:
-            sizes.append(cache.nbytes)
-    assert [size / (4 * PER_POSITION) for size in sizes] == [64, 128, 256, 304]  # the tile that 300 ends in
-    with pytest.raises(AssertionError):
-        cache.reserve(301)
-
-
-def test_a_small_context_reserves_no_more_than_its_tile():
-    cache = made(capacity=5)
-    cache.reserve(1)
-    assert cache.nbytes == 16 * 4 * PER_POSITION
+def test_a_cache_grows_and_keeps_what_it_holds():
+    cache, rng = made(capacity=64, sequences=1), np.random.default_rng(0)
+    table = cache.blocks.table()
+    _, k, _, _ = step(cache, [table], rng, [60])
+    assert not table.reserve(100)
+    cache.grow(200)
+    _, more, _, seen = step(cache, [table], rng, [50])
+    np.testing.assert_array_equal(stored(seen, 110)[0], np.concatenate([k, more]))
+    reserved = cache.nbytes
+    cache.grow(100)
+    assert cache.nbytes == reserved
 
 
 @settings(deadline=None)  # the first call of a kernel may compile it
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.sampled_from(["f16", "f32"]))
-def test_what_was_stored_comes_back_in_order_through_all_growth(counts, element):
+def test_what_was_stored_comes_back_in_order(counts, element):
     cache, rng = made(element=element), np.random.default_rng(0)
+    table = cache.blocks.table()
     keys, values = [], []
     for count in counts:
-        _, k, v, seen = step([cache], rng, [count])
+        _, k, v, seen = step(cache, [table], rng, [count])
         keys.append(k)
         values.append(v)
     dtype = np.float32 if element == "f32" else np.float16
@@ -98,37 +99,39 @@ def test_what_was_stored_comes_back_in_order_through_all_growth(counts, element)
     np.testing.assert_array_equal(found_values, np.concatenate(values).astype(dtype))
     assert found_keys.dtype == found_values.dtype == dtype
     assert seen.value_size == LAYOUT[0].value_size
-    assert cache.length == sum(counts)
-
-
-def test_a_cleared_cache_starts_anew_and_keeps_its_room():
-    cache, rng = made(), np.random.default_rng(0)
-    step([cache], rng, [10])
-    held = cache.nbytes
-    cache.clear()
-    assert (cache.length, cache.nbytes) == (0, held)
-    _, k, _, seen = step([cache], rng, [3])
-    np.testing.assert_array_equal(stored(seen, 3)[0], k)
+    assert table.length == sum(counts)
 
 
 def test_a_step_knows_each_sequences_positions_and_rows():
-    first, second, rng = made(), made(), np.random.default_rng(0)
-    step([first], rng, [4])
-    view, k, _, seen = step([first, second], rng, [1, 3])
+    cache, rng = made(), np.random.default_rng(0)
+    first, second = cache.blocks.table(), cache.blocks.table()
+    step(cache, [first], rng, [4])
+    view, k, _, seen = step(cache, [first, second], rng, [1, 3])
     assert view.positions.dtype == np.int32
     assert view.positions.tolist() == [4, 0, 1, 2]
-    assert [spans.rows.tolist() for spans in seen.spans] == [[[0, 1, 4, 0]], [[1, 4, 0, 0]]]
-    np.testing.assert_array_equal(stored(replace(seen, spans=seen.spans[:1]), 5)[0][4:], k[:1])
-    np.testing.assert_array_equal(stored(replace(seen, spans=seen.spans[1:]), 3)[0], k[1:])
+    assert seen.spans[0].rows.tolist() == [[0, 1, 4, 0], [1, 4, 0, 2]]
+    np.testing.assert_array_equal(stored(seen, 5)[0][4:], k[:1])
+    np.testing.assert_array_equal(stored(seen, 3, sequence=1)[0], k[1:])
 
 
 def test_each_layer_tells_its_window_and_its_chunks():
     layout = [*LAYOUT, CacheLayer(1, 4, 4, Chunk(9))]
-    cache = made(layout=layout)
-    cache.reserve(1)
-    view, rng = StepView(layout, [Rows(cache, 0, 1)]), np.random.default_rng(0)
+    cache, rng = made(layout=layout), np.random.default_rng(0)
+    table = cache.blocks.table()
+    table.reserve(1)
+    view = StepView(cache, [Rows(table, 0, 1)])
     seen = [layer.extend(*numbers(rng, 1, declared)) for layer, declared in zip(view.cache, layout, strict=True)]
     assert [(each.window, each.chunk) for each in seen] == [(0, 0), (7, 0), (0, 9)]
+
+
+@pytest.mark.parametrize(("k", "v"), [((2, 2, 4), (2, 2, 3)), ((1, 2, 5), (1, 2, 3)), ((1, 2, 4), (1, 2, 4))])
+def test_keys_and_values_of_another_shape_are_refused(k, v):
+    cache = made()
+    table = cache.blocks.table()
+    table.reserve(1)
+    layer = StepView(cache, [Rows(table, 0, 1)]).cache[0]
+    with pytest.raises(BadModel, match=r"cache\.extend: [kv] is float32"):
+        layer.extend(np.zeros(k, np.float32), np.zeros(v, np.float32))
 
 
 # ---- q8_0 ----------------------------------------------------------------------------------------------------------
@@ -142,8 +145,9 @@ def test_heads_that_do_not_come_in_blocks_are_refused_for_q8_0():
 
 def test_34_bytes_hold_32_numbers():
     cache = made(element="q8_0", layout=CODED)
-    cache.reserve(100)
-    assert cache.nbytes == 112 * (2 * 96 + 128) * 34 // 32
+    table = cache.blocks.table()
+    table.reserve(100)
+    assert cache.held_bytes == 128 * (2 * 96 + 128) * 34 // 32
 
 
 def codes_of(numbers):
@@ -178,10 +182,11 @@ def test_q8_0_keeps_the_nearest_of_127_steps(tokens, size, seed):
 def test_what_q8_0_cannot_keep_shows(bad):
     rng, layer = np.random.default_rng(0), CODED[0]
     cache = made(element="q8_0", layout=[layer])
-    cache.reserve(2)
+    table = cache.blocks.table()
+    table.reserve(2)
     k, v = numbers(rng, 2, layer)
     v[0, 0, 3] = bad
-    seen = StepView([layer], [Rows(cache, 0, 2)]).cache[0].extend(k, v)
+    seen = StepView(cache, [Rows(table, 0, 2)]).cache[0].extend(k, v)
     found = attend(rng.standard_normal((2, 2, 64), np.float32), seen, scale=0.1).reshape(2, 2, 32)
     assert np.isnan(found[:, 0]).all()
     assert np.isfinite(found[:, 1]).all()
@@ -202,12 +207,13 @@ def test_a_prompt_in_chunks_is_the_prompt_at_once(cuts, layer, element):
     q = rng.standard_normal((40, 2 * layer.heads, layer.key_size), np.float32)
 
     def run(bounds):
-        cache, found = SequenceCache([layer], 40, element), []
+        cache, found = Cache([layer], element, Capacity(40, 1, 40)), []
+        table = cache.blocks.table()
         for start, stop in itertools.pairwise(bounds):
-            cache.reserve(stop)
-            seen = StepView([layer], [Rows(cache, 0, stop - start)]).cache[0].extend(k[start:stop], v[start:stop])
+            table.reserve(stop)
+            seen = StepView(cache, [Rows(table, 0, stop - start)]).cache[0].extend(k[start:stop], v[start:stop])
             found.append(attend(q[start:stop], seen, scale=0.5))
-            cache.length = stop
+            table.advance(range(40), stop - start)
         return np.concatenate(found)
 
     np.testing.assert_array_equal(run([0, *cuts, 40]), run([0, 40]))

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 from puna.core.errors import BadModel, BadRequest, ContextTooLong, RunnerDied
 from puna.core.kernel import Kernel
 from puna.core.model import LoadedModel
-from puna.core.scheduler.engine import Engine
-from puna.core.scheduler.inline import EngineOptions, InlineRunner, TextParts
+from puna.core.scheduler.engine import Engine, EngineOptions
+from puna.core.scheduler.inline import InlineRunner, TextParts
 from puna.core.scheduler.messages import Failed, Finished, Generate, Piece
 from puna.core.scheduler.models import ModelFiles
 from puna.core.scheduler.plan import Limits, Scheduler
@@ -38,8 +38,8 @@ TEXT = TextParts(open_tokenizer, StopStrings)
 GREEDY = SamplingParams(temperature=0)
 
 
-def open_runner(*, step_tokens=64, sequences=32, architecture=None, text=TEXT):
-    options = EngineOptions(Limits(step_tokens, sequences), threads=2, cache_type="f32")
+def open_runner(*, step_tokens=64, sequences=32, positions=8192, architecture=None, text=TEXT):
+    options = EngineOptions(Limits(step_tokens, sequences), threads=2, cache_type="f32", positions=positions)
     return InlineRunner(GGUF, [architecture or llama.architectures()[0]], text, options)
 
 
@@ -287,7 +287,7 @@ def test_a_reply_whose_generator_is_closed_frees_its_place():
         return await soon(runner)
 
     assert run(leave_and_come_again())[0].tokens == SHORT["greedy"]
-    assert runner.memory_bytes == runner.facts.weight_bytes
+    assert runner.stats.held_blocks == 0
     run(runner.close())
 
 
@@ -447,7 +447,7 @@ class Client:
         self._events = queue.SimpleQueue()
         request = ask([first], max_tokens=max_tokens, **options)
         replies = Reply(Numbers(), StopStrings([]), frozenset({STOP}), max_tokens)
-        self.sequence = Sequence(request, replies, engine.new_cache(1024), self._events.put)
+        self.sequence = Sequence(request, replies, engine.new_table(), self._events.put)
         engine.submit(self.sequence)
 
     def events(self):
@@ -472,7 +472,7 @@ def counting():
 def engine(counting):
     config = SimpleNamespace(vocabulary=100, context_length=1024)
     model = LoadedModel(llama.architectures()[0], config, counting, [], 0)
-    engine = Engine(model, Numbers(), limits=Limits(16, 8), threads=1, cache_type="f32")
+    engine = Engine(model, Numbers(), options=EngineOptions(Limits(16, 8), 1, "f32", 4096))
     yield engine
     engine.close()
 
@@ -555,10 +555,10 @@ def test_a_cancelled_sequence_leaves_before_the_next_step_and_is_told_so_once(en
 def test_a_bug_in_planning_ends_the_replies_and_not_the_engine(runner, monkeypatch):
     plan, faults = Scheduler.plan, [RuntimeError("a bug")]
 
-    def failing_once(scheduler):
+    def failing_once(scheduler, room):
         if faults:
             raise faults.pop()
-        return plan(scheduler)
+        return plan(scheduler, room)
 
     monkeypatch.setattr(Scheduler, "plan", failing_once)
     with pytest.raises(RunnerDied):

@@ -81,10 +81,16 @@ def test_a_reply_comes_first_though_its_prompt_came_later():
     assert counts(scheduler.plan()) == [(short, 1), (long, 4)]
 
 
-def test_the_oldest_prompt_is_read_first_and_the_rest_of_the_step_goes_to_the_next():
+def test_no_prompt_takes_more_than_half_of_what_is_left_while_others_wait():
     first, second, third = sequence(6), sequence(6), sequence(6)
     scheduler = made(first, second, third, step_tokens=8)
-    assert counts(scheduler.plan()) == [(first, 6), (second, 2)]
+    assert counts(scheduler.plan()) == [(first, 4), (second, 2), (third, 2)]
+
+
+def test_what_short_prompts_leave_over_goes_to_the_oldest():
+    first, second, third = sequence(9), sequence(2), sequence(2)
+    scheduler = made(first, second, third, step_tokens=12)
+    assert counts(scheduler.plan()) == [(first, 8), (second, 2), (third, 2)]
 
 
 def test_a_request_may_ask_for_smaller_chunks_which_leaves_room_for_others():

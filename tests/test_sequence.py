@@ -12,7 +12,9 @@ from puna.core.scheduler.sequence import Sequence, truncate
 
 def made(prompt, **options):
     request = Generate(prompt=list(prompt), **options)
-    return Sequence(request, reply=None, table=Blocks([], Capacity(request.num_ctx, 1, 1)).table(), emit=lambda event: None)
+    return Sequence(
+        request, reply=None, table=Blocks([], Capacity(request.num_ctx, 1, 1)).table(), emit=lambda event: None
+    )
 
 
 # ---- on entry ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..errors import BadSetting
 from ..plugin import CacheLayer, Chunk, LayerCache, Window
+from ..tensor.checks import expect
 from ..tensor.cpu_attention import CpuSeen, CpuSpans
 from ..tensor.simd import LANES
 from ..tensor.tiles import SUB, ElementType, Tiles, new_tiles, store
@@ -120,8 +121,8 @@ def group_step(group: int, rows: Sequence[Rows], positions: Integers) -> GroupSt
     slots = np.empty_like(positions)
     at = 0
     for i, part in enumerate(rows):
-        blocks = np.array(part.table.places(group), np.int32)
-        tiles = (blocks[:, None] * TILES + np.arange(TILES, dtype=np.int32)).reshape(-1)
+        blocks: Integers = np.array(part.table.places(group), np.int32)
+        tiles: Integers = (blocks[:, None] * TILES + np.arange(TILES, dtype=np.int32)).reshape(-1)
         spans[i] = part.start, part.stop, part.table.length, at
         here = positions[part.start : part.stop]
         slots[part.start : part.stop] = tiles[here // LANES] * LANES + here % LANES
@@ -139,6 +140,9 @@ class StepLayer:
     def extend(self, k: Any, v: Any) -> CpuSeen:
         """Store the step's keys and values, [T, K, E] each, and return what each row may look at."""
         step, kind = self._step, self._declared.kind
+        T, K, E = len(step.slots), self._declared.heads, self._declared.key_size
+        expect("cache.extend: k", k, (T, K, E))
+        expect("cache.extend: v", v, (T, K, self._declared.value_size))
         store(np.ascontiguousarray(k), np.ascontiguousarray(v), step.slots, self._tiles)
         return CpuSeen(
             (CpuSpans(self._tiles, step.spans, step.table),),

@@ -161,8 +161,10 @@ class Engine:
         for sequence in growing:
             left = sequence.request.num_ctx - len(sequence.tokens)
             most = min(left, (MOST + 1) // len(growing) - 1)
-            wanted = sequence.guesser is not None and cost is not None and most > 0
-            sequence.guess = sequence.guesser.guess(sequence.tokens, most, cost) if wanted else []
+            if sequence.guesser is None or cost is None or most < 1:
+                sequence.guess = []
+            else:
+                sequence.guess = sequence.guesser.guess(sequence.tokens, most, cost)
         return self._scheduler.plan(self._pace.room(len(growing)))
 
     def _step(self, shares: list[Share]) -> None:
@@ -222,7 +224,9 @@ class Engine:
         alive = list(zip(due, starts, strict=False))
         place = 0
         while alive:
-            ready = {share.sequence: masks.pop(share.sequence).result() for share, _ in alive if share.sequence in masks}
+            ready = {
+                share.sequence: masks.pop(share.sequence).result() for share, _ in alive if share.sequence in masks
+            }
             chosen = self._sample([s.sequence for s, _ in alive], logits[[start + place for _, start in alive]], ready)
             for sequence, row, token in chosen:
                 self._commit(sequence, row, token)
@@ -261,9 +265,7 @@ class Engine:
         """Return each sequence with its logits and its token; one from whose logits none can be drawn fails alone."""
         while due:
             try:
-                tokens = sample(
-                    logits, [s.sampler for s in due], [s.tokens for s in due], [masks.get(s) for s in due]
-                )
+                tokens = sample(logits, [s.sampler for s in due], [s.tokens for s in due], [masks.get(s) for s in due])
                 return list(zip(due, logits, map(int, tokens), strict=True))
             except (BadLogits, DeadEnd) as error:
                 kind: FailureKind = "bad_model" if isinstance(error, BadLogits) else "bad_request"

@@ -21,6 +21,7 @@ from .messages import Event, Failed, FailureKind, Finished, Generate, Piece
 from .reply import Reply
 from .runner import RunnerFacts
 from .sequence import Sequence
+from .stats import EngineStats
 
 _ERRORS: dict[FailureKind, type[Failure]] = {"bad_request": BadRequest, "bad_model": BadModel, "internal": RunnerDied}
 
@@ -66,6 +67,11 @@ class InlineRunner:
     def memory_bytes(self) -> int:
         """Bytes of weights and of key/value cache in use now."""
         return self._facts.weight_bytes + self._engine.stats.resident_bytes
+
+    @property
+    def stats(self) -> EngineStats:
+        """What was done, and what is held now."""
+        return self._engine.stats
 
     async def tokenize(self, text: str, *, special: bool = True, start: bool = True) -> list[int]:
         """Return the token ids of text."""

@@ -79,32 +79,33 @@ class Scheduler:
         """
         before = self.preemptions
         shares: dict[Sequence, Share] = {}
-        for sequence in [s for s in self._running if s.unread == 1]:
-            self._plan_growing(sequence, shares)
+        self._plan_growing(shares)
         if self.preemptions == before:  # else what came free is needed by those in progress
             self._admit()
+            self._plan_growing(shares)  # some begin with one token only
         left = self._limits.step_tokens - sum(len(share.tokens) for share in shares.values())
         if shares and room is not None:
             left = min(left, room)
-        for sequence, count in self._chunks([s for s in self._running if s not in shares], left):
-            self._plan_reading(sequence, count, shares)
+        self._plan_reading(left, shares)
         return list(shares.values())
 
-    def _plan_growing(self, sequence: Sequence, shares: dict[Sequence, Share]) -> None:
-        if sequence not in self._running:
-            return  # it made room for an older one
-        count = self._make_room(sequence, 1 + len(sequence.guess), shares)
-        if count > 0:
-            tokens = [sequence.tokens[-1], *sequence.guess[: count - 1]]
-            shares[sequence] = Share(sequence, tokens, last=True, guessed=count - 1)
+    def _plan_growing(self, shares: dict[Sequence, Share]) -> None:
+        for sequence in [s for s in self._running if s.unread == 1 and s not in shares]:
+            if sequence not in self._running:
+                continue  # it made room for an older one
+            count = self._make_room(sequence, 1 + len(sequence.guess), shares)
+            if count > 0:
+                tokens = [sequence.tokens[-1], *sequence.guess[: count - 1]]
+                shares[sequence] = Share(sequence, tokens, last=True, guessed=count - 1)
 
-    def _plan_reading(self, sequence: Sequence, count: int, shares: dict[Sequence, Share]) -> None:
-        if sequence not in self._running:
-            return
-        count = self._make_room(sequence, count, shares)
-        if count > 0:
-            start = sequence.table.length
-            shares[sequence] = Share(sequence, sequence.tokens[start : start + count], last=count == sequence.unread)
+    def _plan_reading(self, room: int, shares: dict[Sequence, Share]) -> None:
+        for sequence, wanted in self._chunks([s for s in self._running if s not in shares], room):
+            if sequence not in self._running:
+                continue
+            count, start = self._make_room(sequence, wanted, shares), sequence.table.length
+            if count > 0:
+                tokens = sequence.tokens[start : start + count]
+                shares[sequence] = Share(sequence, tokens, last=count == sequence.unread)
 
     def _make_room(self, sequence: Sequence, wanted: int, planned: dict[Sequence, Share]) -> int:
         """Reserve blocks for up to `wanted` more tokens; return for how many.

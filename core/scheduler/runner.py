@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .messages import Finished, Generate, Piece
+from .stats import EngineStats
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Runner(Protocol):
     @property
     def memory_bytes(self) -> int:
         """Bytes it holds now: weights, caches and buffers."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """What it has done, and what it holds now."""
 
     async def tokenize(self, text: str, *, special: bool = True, start: bool = True) -> list[int]:
         """Return the token ids of text; see `puna.core.protocols.Tokenizer.encode`."""
