@@ -1,7 +1,6 @@
 """The key/value cache: what is stored comes back, it grows within its limit, and chunks make no difference."""
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest

@@ -121,7 +121,7 @@ def group_step(group: int, rows: Sequence[Rows], positions: Integers) -> GroupSt
     slots = np.empty_like(positions)
     at = 0
     for i, part in enumerate(rows):
-        blocks: Integers = np.array(part.table.places(group), np.int32)
+        blocks = np.asarray(part.table.places(group)).astype(np.int32)
         tiles: Integers = (blocks[:, None] * TILES + np.arange(TILES, dtype=np.int32)).reshape(-1)
         spans[i] = part.start, part.stop, part.table.length, at
         here = positions[part.start : part.stop]
