@@ -121,8 +121,8 @@ def group_step(group: int, rows: Sequence[Rows], positions: Integers) -> GroupSt
     slots = np.empty_like(positions)
     at = 0
     for i, part in enumerate(rows):
-        blocks = np.asarray(part.table.places(group)).astype(np.int32)
-        tiles: Integers = (blocks[:, None] * TILES + np.arange(TILES, dtype=np.int32)).reshape(-1)
+        blocks: Integers = np.fromiter(part.table.places(group), np.int32)
+        tiles: Integers = np.add.outer(blocks * TILES, np.arange(TILES, dtype=np.int32)).reshape(-1)
         spans[i] = part.start, part.stop, part.table.length, at
         here = positions[part.start : part.stop]
         slots[part.start : part.stop] = tiles[here // LANES] * LANES + here % LANES

@@ -1,9 +1,9 @@
 """Who runs when: which tokens of which sequences the next step computes. No I/O, no clock, no arrays.
 
 Equal queues give equal plans. Sequences that are growing come first, a token each and what was guessed to follow it;
-prompts fill what is left of the step, oldest first, but none takes more than half while others wait, so that a short one
-does not stand behind a long one. When blocks of the cache run out, the youngest sequence gives its own back, and is
-computed again later from its tokens.
+prompts fill what is left of the step, oldest first, but none takes more than half of it while others wait, so that a
+short one does not stand behind a long one. When blocks of the cache run out, the youngest sequence gives its own back,
+and is computed again later from its tokens.
 """
 
 from __future__ import annotations
