@@ -40,8 +40,7 @@ class Lookup:
     def guess(self, tokens: Sequence[int], most: int, cost: float) -> list[int]:
         """Return what followed before; over and over, if that was just now."""
         self._credit = min(LIMIT, self._credit + ALLOWANCE)
-        self._index(tokens)
-        place = self._after.get(tuple(tokens[-LENGTH:]))
+        place = self._place(tokens)
         count = min(most, int(self._credit / cost) if cost > 0 else most)
         if place is None or count < 1:
             return []
@@ -52,10 +51,24 @@ class Lookup:
         """Change the credit."""
         self._credit = min(LIMIT, self._credit + accepted - guessed * cost)
 
+    def _place(self, tokens: Sequence[int]) -> int | None:
+        """Return the place behind the latest occurrence of the last tokens, if there was one."""
+        self._index(tokens)
+        last = tuple(tokens[-LENGTH:])
+        place = self._after.get(last)
+        if place is not None and tuple(tokens[place - LENGTH : place]) != last:  # a drop that later tokens made up for
+            self._forget()
+            self._index(tokens)
+            place = self._after.get(last)
+        return place
+
+    def _forget(self) -> None:
+        self._after.clear()
+        self._indexed = 0
+
     def _index(self, tokens: Sequence[int]) -> None:
         if len(tokens) < self._indexed:  # the middle of the text was dropped
-            self._after.clear()
-            self._indexed = 0
+            self._forget()
         for place in range(max(LENGTH, self._indexed), len(tokens)):
             self._after[tuple(tokens[place - LENGTH : place])] = place
         self._indexed = len(tokens)
