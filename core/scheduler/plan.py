@@ -83,20 +83,28 @@ class Scheduler:
         if self.preemptions == before:  # else what came free is needed by those in progress
             self._admit()
             self._plan_growing(shares)  # some begin with one token only
-        left = self._limits.step_tokens - sum(len(share.tokens) for share in shares.values())
+        left = self._left(shares)
         if shares and room is not None:
             left = min(left, room)
         self._plan_reading(left, shares)
         return list(shares.values())
 
     def _plan_growing(self, shares: dict[Sequence, Share]) -> None:
-        for sequence in [s for s in self._running if s.unread == 1 and s not in shares]:
+        growing = [s for s in self._running if s.unread == 1 and s not in shares]
+        # Half of what the step has left is for prompts, however much can be guessed.
+        guesses = max(0, self._left(shares) - len(growing)) // 2
+        for sequence in growing:
             if sequence not in self._running:
                 continue  # it made room for an older one
-            count = self._make_room(sequence, 1 + len(sequence.guess), shares)
+            count = self._make_room(sequence, 1 + min(guesses, len(sequence.guess)), shares)
             if count > 0:
                 tokens = [sequence.tokens[-1], *sequence.guess[: count - 1]]
                 shares[sequence] = Share(sequence, tokens, last=True, guessed=count - 1)
+                guesses -= count - 1
+
+    def _left(self, shares: dict[Sequence, Share]) -> int:
+        """Return how many tokens the step may still take; below 0 if more are growing than it has."""
+        return self._limits.step_tokens - sum(len(share.tokens) for share in shares.values())
 
     def _plan_reading(self, room: int, shares: dict[Sequence, Share]) -> None:
         for sequence, wanted in self._chunks([s for s in self._running if s not in shares], room):
