@@ -169,10 +169,10 @@ class Settings:
         allowed="a whole number from 1",
     )  # fmt: skip
     kv_cache_type: str = _setting(
-        _choice("f16", "f32", "q8_0"),
+        _choice("f16", "f32", "q8_0", "q4_0"),
         "f16",
         "element type of the key/value cache",
-        allowed="f16, f32 or q8_0",
+        allowed="f16, f32, q8_0 or q4_0",
         ollama=True,
     )
     precise: bool = _setting(
