@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from .jit import kernel, specialised
 from .layouts import GROUP, LAYOUTS, PAIR, SUB, WIDE_FORMATS, name_of_records
-from .micro import CHUNK, PAIRS, SUMS, UNPACKED, multiply, multiply_records, unpack
+from .micro import CHUNK, CODE_BYTES, EACH, PAIRS, SUMS, UNPACKED, abreast, multiply, multiply_records, unpack
 from .operands import WIDE, WIDTH, floats_in_tiles, padded_count, quantised, width_of
 from .pointwise import activate_piece
 from .simd import BYTES
@@ -34,7 +34,8 @@ ROWS = PAIR * GROUP
 SHARES = 8  # for each thread: so that none waits long for another
 RESIDENT = 1 << 20  # bytes of activations that stay in a core's own cache while weights stream past
 SCRATCH = max(UNPACKED, WIDENED)  # bytes of weights in the form that tiles are multiplied with
-FEW = 4  # tokens that weights are unpacked for in registers
+FEW = min(4, abreast(EACH))  # tokens that weights are unpacked for in registers
+CODES_OF = SUB * CODE_BYTES  # bytes of a token's codes in a sub-block
 PLAIN = -1  # form of a product without activation
 
 # What the driver knows of one product, a row of its table: addresses of the compiled product, of the records, and of a
@@ -58,7 +59,7 @@ def multiply_few(records, units, pair, width, codes, starts, pairs, steps, total
     """Multiply one tile of `width` tokens, all that there are."""
     for unit_at in range(units):
         record, sub = (pair * units + unit_at) * PAIR, unit_at * (COLUMNS // SUB)
-        code_at, start_at, tile_at = sub * SUB * width, sub * SUMS * width, unit_at * width
+        code_at, start_at, tile_at = sub * CODES_OF * width, sub * SUMS * width, unit_at * width
         step_at = tile_at if COLUMNS == WIDE else start_at
         if width == 1:
             multiply_records(
@@ -97,22 +98,22 @@ def multiply_pair(records, units, pair, low, high, count, codes, starts, pairs, 
             # The width is part of the compiled code: how many sums it holds in registers.
             if width == WIDTH:
                 multiply(
-                    NAME, WIDTH, unpacked, here, codes, before * SUB, starts, start_at, pairs, tile_at * PAIRS,
+                    NAME, WIDTH, unpacked, here, codes, before * CODES_OF, starts, start_at, pairs, tile_at * PAIRS,
                     steps, step_at, total, at,
                 )  # fmt: skip
             elif width == 4:
                 multiply(
-                    NAME, 4, unpacked, here, codes, before * SUB, starts, start_at, pairs, tile_at * PAIRS,
+                    NAME, 4, unpacked, here, codes, before * CODES_OF, starts, start_at, pairs, tile_at * PAIRS,
                     steps, step_at, total, at,
                 )  # fmt: skip
             elif width == 2:
                 multiply(
-                    NAME, 2, unpacked, here, codes, before * SUB, starts, start_at, pairs, tile_at * PAIRS,
+                    NAME, 2, unpacked, here, codes, before * CODES_OF, starts, start_at, pairs, tile_at * PAIRS,
                     steps, step_at, total, at,
                 )  # fmt: skip
             else:
                 multiply(
-                    NAME, 1, unpacked, here, codes, before * SUB, starts, start_at, pairs, tile_at * PAIRS,
+                    NAME, 1, unpacked, here, codes, before * CODES_OF, starts, start_at, pairs, tile_at * PAIRS,
                     steps, step_at, total, at,
                 )  # fmt: skip
 
@@ -268,7 +269,7 @@ def multiply_share(jobs, inputs, D, form, every, shares, out, share):
         before += job[PAIRED]
         if first >= last:
             continue
-        step = max(1, RESIDENT // (D * WIDTH * (4 if job[UNIT] == 1 else 1))) * WIDTH
+        step = max(1, RESIDENT // (D * WIDTH * (4 if job[UNIT] == 1 else CODE_BYTES))) * WIDTH
         for low in range(0, T, step):
             high = min(T, low + step)
             for pair in range(first, last):
