@@ -11,7 +11,6 @@ The multiply-add that applies the step takes 1.5 · 2^23 steps away again, which
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial, reduce
 from typing import Any
 
@@ -20,18 +19,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .abreast import CHAINS, column_parts
 from .layouts import GROUP, LAYOUTS, PAIR, STEPS, SUB, Layout
-from .simd import BYTE, BYTES, CODES, FLOAT, FLOATS, INT, INTS, LANES, Emitter, code_bytes, fused, registers, vector
+from .simd import BYTE, BYTES, CODES, FLOAT, FLOATS, INT, INTS, LANES, Emitter, code_bytes, fused, vector
 
 VECTOR = 4 * GROUP  # bytes of sixteen float32
 AHEAD = 6144  # bytes of weights that are asked for before they are unpacked: the time memory takes to answer
 CHUNK = 8  # sub-blocks of 32 columns that are unpacked at once: 8 or 16 KB of codes for a pair stay in the first cache
-
-# What depends on the processor.
 CODE_BYTES = code_bytes()
 DOTS = STEPS * CODE_BYTES  # dot products of vectors in 32 columns
-FREE = registers() - 4  # those that are not needed for weights, activations and what lies between
-CHAINS = min(6, registers() // 2)  # sums at least: a dot instruction takes up to five cycles, and two begin in each
 
 ONE = 0x4B400000  # the bits of 1.5 * 2^23
 ORIGIN = 1.5 * 2.0**23
@@ -43,7 +39,7 @@ HEADS_AT = LOWS_AT + CHUNK * PAIR * VECTOR  # float32 [PAIR, 16]: minus the scal
 UNPACKED = HEADS_AT + PAIR * VECTOR
 
 SUMS = 3  # of each 32 codes: of the first half, the second, and both
-EACH = 2  # sums of a column and a group that grow side by side: of integers, and of floats
+EACH = 2  # sums of a column and a group: of integers, and of floats
 PAIRS = 12  # of int16 for each unit of 256 codes: the sums of 16 codes, two by two, then those of 32
 
 
@@ -323,25 +319,6 @@ class Records:
 
 
 Weights = Unpacked | Records
-
-
-def abreast(each: int) -> int:
-    """Return how many columns of activations there are registers for, if one has so many sums for each group."""
-    return max(1, FREE // (each * PAIR))
-
-
-def column_parts(builder: Any, columns: int, each: int) -> Iterator[tuple[int, Any]]:
-    """Emit what follows for as many columns of a tile at a time as go `abreast`; yield how many, and the first.
-
-    Widths are even or 1, so that all parts are alike: if one is not all columns, they are an emitted loop.
-    """
-    count = min(columns, abreast(each))
-    if count == columns:
-        yield count, INDEX(0)
-        return
-    assert columns % count == 0, (columns, count)
-    with cgutils.for_range_slice(builder, INDEX(0), INDEX(columns), INDEX(count)) as (first, _):
-        yield count, first
 
 
 def _multiply(e: Emitter, layout: Layout, columns: int, weights: Weights, subs: Any, at: dict[str, Any]) -> None:

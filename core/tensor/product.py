@@ -18,9 +18,10 @@ from llvmlite import ir
 from numba import cfunc, types
 from numba.extending import intrinsic
 
+from .abreast import abreast
 from .jit import kernel, specialised
 from .layouts import GROUP, LAYOUTS, PAIR, SUB, WIDE_FORMATS, name_of_records
-from .micro import CHUNK, CODE_BYTES, EACH, PAIRS, SUMS, UNPACKED, abreast, multiply, multiply_records, unpack
+from .micro import CHUNK, CODE_BYTES, EACH, PAIRS, SUMS, UNPACKED, multiply, multiply_records, unpack
 from .operands import WIDE, WIDTH, floats_in_tiles, padded_count, quantised, width_of
 from .pointwise import activate_piece
 from .simd import BYTES

@@ -13,8 +13,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .abreast import column_parts
 from .layouts import GROUP, PAIR, SUB, WIDE_FORMATS
-from .micro import AHEAD, INDEX, VECTOR, column_parts
+from .micro import AHEAD, INDEX, VECTOR
 from .simd import BYTES, FLOAT, FLOATS, INTS, LANES, SHORT, Emitter, vector
 
 WIDE_CHUNK = 4  # blocks of 32 columns that are widened at once
