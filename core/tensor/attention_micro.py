@@ -209,7 +209,7 @@ class _Sums:
         """Add each scalar times each vector."""
         for scalar, row in zip(scalars, self._places, strict=True):
             for value, place in zip(vectors, row, strict=True):
-                self._e.builder.store(self._e.fma(scalar, value, self._e.builder.load(place)), place)
+                self._e.builder.store(self._e.multiply_add(scalar, value, self._e.builder.load(place)), place)
 
     def found(self) -> list[list[Any]]:
         """Return the sums, [rows, vectors]."""
