@@ -36,6 +36,7 @@ MEANINGS = [
     ("kv_cache_type", "f32", "f32"),
     ("kv_cache_type", "q8_0", "q8_0"),
     ("kv_cache_type", "q4_0", "q4_0"),
+    ("speculate", "0", False),
     ("precise", "1", True),
     ("precise", "Off", False),
     ("noprune", "true", True),
