@@ -133,6 +133,7 @@ class Kernel:
             cast("ElementType", "f32" if settings.precise else settings.kv_cache_type),
             settings.num_parallel * settings.context_length,
             settings.precise,
+            settings.speculate,
         )
 
     @property

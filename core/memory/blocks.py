@@ -143,17 +143,20 @@ class Blocks:
         for kind, pool in zip(self.kinds, self.pools, strict=True):
             pool.grow(blocks_of(kind, self.capacity))
 
-    def table(self, salt: bytes = b"") -> BlockTable:
-        """Return the table of a new sequence. Only those of equal salt share blocks: it stands for what else counts."""
-        return BlockTable(self, salt)
+    def table(self, salt: bytes = b"", *, back: int = 0) -> BlockTable:
+        """Return the table of a new sequence. Only those of equal salt share blocks: it stands for what else counts.
+
+        back: positions that `rewind` may have to take back; with it nothing is shared.
+        """
+        return BlockTable(self, salt, back)
 
 
 class BlockTable:
     """Where one sequence's positions are: `length` of them are computed."""
 
-    def __init__(self, blocks: Blocks, salt: bytes) -> None:
+    def __init__(self, blocks: Blocks, salt: bytes, back: int) -> None:
         self.length = 0
-        self._blocks, self._salt = blocks, salt
+        self._blocks, self._salt, self._back = blocks, salt, back
         self._tables: list[list[int]] = [[] for _ in blocks.pools]
         self._gone = [0] * len(blocks.pools)  # leading blocks that the sequence no longer sees and has given back
         self._names: list[bytes] = []  # of the blocks that are full
@@ -210,14 +213,19 @@ class BlockTable:
     def advance(self, tokens: Sequence[int], count: int) -> None:
         """Note that `count` more positions are computed. tokens: all of the sequence's, from the first on."""
         self.length += count
-        if self.length // BLOCK > len(self._names):
+        if self.length // BLOCK > len(self._names) and not self._back:
             full = len(self._names)
             self._names = self._names_of(tokens, self.length // BLOCK)
             for group, pool in enumerate(self._blocks.pools):
                 for i in range(max(full, self._gone[group]), len(self._names)):
                     pool.name(self._tables[group][i], self._names[i])
         for group, kind in enumerate(self._blocks.kinds):
-            self._forget_before(group, first_seen(kind, self.length) // BLOCK)
+            self._forget_before(group, first_seen(kind, max(0, self.length - self._back)) // BLOCK)
+
+    def rewind(self, length: int) -> None:
+        """Hold no more than that many positions: those behind are to be computed again, by at most `back`."""
+        assert self.length - self._back <= length <= self.length, (length, self.length, self._back)
+        self.length = length
 
     def _forget_before(self, group: int, first: int) -> None:
         for i in range(self._gone[group], first):

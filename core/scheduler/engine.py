@@ -22,7 +22,8 @@ from ..model import LoadedModel
 from ..protocols import Tokenizer
 from ..tensor.sampling import BadLogits, DeadEnd, Mask, log_probabilities, sample
 from ..tensor.team import use_threads
-from .guess import MOST
+from .draft import DraftModel
+from .guess import MOST, Guesser, Lookup
 from .messages import Failed, FailureKind, Finished, FinishReason, Piece, SampledLogprob, TokenLogprob
 from .pace import Pace
 from .plan import Limits, Scheduler, Share
@@ -64,12 +65,16 @@ class EngineOptions:
 class Engine:
     """Owns the model, the scheduler and every sequence; other threads only submit and cancel."""
 
-    def __init__(self, model: LoadedModel, tokenizer: Tokenizer, *, options: EngineOptions) -> None:
+    def __init__(
+        self, model: LoadedModel, tokenizer: Tokenizer, *, options: EngineOptions, draft: LoadedModel | None = None
+    ) -> None:
+        """draft: a small model of the same tokens, which guesses ahead."""
         self._model, self._tokenizer, self._options = model, tokenizer, options
         self._scheduler = Scheduler(options.limits)
         self._pace = Pace()
         capacity = Capacity(options.positions, options.limits.sequences, options.limits.step_tokens)
         self._cache = Cache(model.cache, options.cache_type, capacity)
+        self._draft = DraftModel(draft, options.cache_type, capacity, self._pace) if draft else None
         self._masks = ThreadPoolExecutor(1, "puna-grammar")
         self._counts = EngineStats()
         self._inbox: SimpleQueue[_Submit | _Cancel | None] = SimpleQueue()
@@ -96,6 +101,12 @@ class Engine:
     def new_table(self) -> BlockTable:
         """Return an empty table for one sequence."""
         return self._cache.blocks.table()
+
+    def new_guesser(self) -> Guesser | None:
+        """Return what guesses ahead in one reply, if anything does."""
+        if not self._options.speculate:
+            return None
+        return self._draft.guesser() if self._draft else Lookup()
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence. Its events arrive on the engine's thread; once that has ended, at once: it is cancelled."""
@@ -151,6 +162,8 @@ class Engine:
         self._scheduler.add(sequence)
         try:
             self._cache.grow(sequence.longest)
+            if self._draft:
+                self._draft.cache.grow(sequence.longest)
         except MemoryError:
             self._fail([sequence], "bad_request", f"there is no memory for a context of {sequence.longest} tokens")
 
@@ -185,8 +198,9 @@ class Engine:
             self._fail([share.sequence for share in shares], "internal", BROKEN)
 
     def _timed_forward(self, shares: list[Share]) -> Floats:
-        for share in shares:
-            share.sequence.begun_ns = share.sequence.begun_ns or time.perf_counter_ns()
+        for sequence in [share.sequence for share in shares if share.sequence.begun_ns is None]:
+            sequence.begun_ns = time.perf_counter_ns()
+            self._counts.cached_tokens += sequence.cached_tokens
         self._counts.prompt_tokens += sum(len(share.tokens) for share in shares if share.sequence.unread > 1)
         with _compute:
             start = time.perf_counter_ns()

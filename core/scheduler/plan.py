@@ -70,7 +70,7 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended or was cancelled; its place and its blocks go to others in the next step."""
         (self._running if sequence in self._running else self._waiting).remove(sequence)
-        sequence.table.clear()
+        sequence.put_down()
 
     def plan(self, room: int | None = None) -> list[Share]:
         """Return the next step's shares, each computed in full before the next plan. Empty only when idle.
@@ -133,7 +133,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
-        sequence.table.clear()
+        sequence.put_down()
         sequence.preempted += 1
         self._waiting.insert(0, sequence)
         self.preemptions += 1

@@ -69,6 +69,13 @@ class Sequence:
         """Prompt tokens that were cut on entry."""
         return len(self.request.prompt) - self.prompt_tokens
 
+    def put_down(self) -> None:
+        """Give back all memory: it has ended, or will be computed again from its tokens."""
+        self.table.clear()
+        self.guess = []
+        if self.guesser is not None:
+            self.guesser.close()
+
     def append(self, token: int) -> bool:
         """Take a sampled token; False if it does not fit and the request forbids shifting.
 
