@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -119,8 +119,13 @@ def blocks_of(kind: Kind, capacity: Capacity) -> int:
     whole = -(-capacity.positions // BLOCK) + capacity.sequences - 1  # each may end in a block of its own
     if isinstance(kind, Causal):
         return whole
-    # Each may begin and end within a block; what a step adds is shared among them.
-    return min(whole, capacity.sequences * (-(-kind.size // BLOCK) + 2) + -(-capacity.step_tokens // BLOCK))
+    # What a step adds is shared among them.
+    return min(whole, capacity.sequences * most_held(kind) + -(-capacity.step_tokens // BLOCK))
+
+
+def most_held(kind: Window | Chunk) -> int:
+    """Return how many blocks one sequence holds between steps at most: the first and the last may be seen in part."""
+    return -(-kind.size // BLOCK) + 2
 
 
 def first_seen(kind: Kind, position: int) -> int:
@@ -209,6 +214,25 @@ class BlockTable:
         """Return how many positions in all `reserve` would grant."""
         pairs = zip(self._tables, self._blocks.pools, strict=True)
         return min((len(table) + pool.available for table, pool in pairs), default=1 << 40) * BLOCK
+
+    def fits(self, positions: int, beside: Mapping[BlockTable, int]) -> bool:
+        """Whether there are blocks until the sequence is that long, and until each of the others is as long as it says.
+
+        `room` is what there is at once; a long sequence needs less of a window, which gives back as it goes.
+        """
+        wanted = [(self, positions), *beside.items()]
+        return all(
+            sum(table._missing(group, length) for table, length in wanted) <= pool.available
+            for group, pool in enumerate(self._blocks.pools)
+        )
+
+    def _missing(self, group: int, positions: int) -> int:
+        """Return how many blocks more the group will hold until the sequence is that long."""
+        kind, gone = self._blocks.kinds[group], self._gone[group]
+        wanted = -(-positions // BLOCK) - gone
+        if not isinstance(kind, Causal):
+            wanted = min(wanted, most_held(kind))
+        return max(0, wanted - (len(self._tables[group]) - gone))
 
     def advance(self, tokens: Sequence[int], count: int) -> None:
         """Note that `count` more positions are computed. tokens: all of the sequence's, from the first on."""

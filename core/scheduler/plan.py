@@ -143,11 +143,11 @@ class Scheduler:
         while self._waiting and len(self._running) < self._limits.sequences:
             sequence = self._next()
             # What those in progress have yet to read is theirs, and a block more for each to grow into.
-            spoken_for = sum(other.unread + BLOCK for other in self._running)
-            if self._running and sequence.table.room() < spoken_for + BLOCK:
+            promised = {other.table: len(other.tokens) + BLOCK for other in self._running}
+            if promised and not sequence.table.fits(BLOCK, beside=promised):
                 return
             sequence.table.adopt(sequence.tokens)
-            if self._running and sequence.table.room() < spoken_for + len(sequence.tokens):
+            if promised and not sequence.table.fits(len(sequence.tokens), beside=promised):
                 sequence.table.clear()
                 return
             if not sequence.begun_ns:
