@@ -176,7 +176,8 @@ class Engine:
             most = min(left, (MOST + 1) // len(growing) - 1)
             if sequence.guesser is None or cost is None or most < 1:
                 sequence.guess = []
-            else:
+                continue
+            with _compute:  # a draft model runs
                 sequence.guess = sequence.guesser.guess(sequence.tokens, most, cost)
         return self._scheduler.plan(self._pace.room(len(growing)))
 
