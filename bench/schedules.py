@@ -45,8 +45,8 @@ FILES = (
     "mistral-swa/hf", "qwen2/gguf/model-f32.gguf", "qwen3/gguf/model-f32.gguf",
 )  # fmt: skip
 MIXED = (Causal(), Window(40), Chunk(48), Window(5))  # what layers of a model may see, in turn
-TOKENS = 20  # of the longest reply
-PROMPTS = 32  # of one model, from which schedules choose
+TOKENS = 48  # of the longest reply: more than what a place has blocks for when it begins
+PROMPTS = 16  # of one model, from which schedules choose
 CLOSE = 1e-3  # by how much logits may differ where products go through the matrix library
 PATIENCE_S = 300.0
 
@@ -180,6 +180,9 @@ class Tipster:
     def learn(self, guessed: int, accepted: int, cost: float) -> None:
         """Go on as before."""
 
+    def close(self) -> None:
+        """Hold nothing."""
+
 
 def random_schedule(given: Subject, seed: int) -> Schedule:
     """Return a schedule; equal seeds give equal ones."""
@@ -189,7 +192,7 @@ def random_schedule(given: Subject, seed: int) -> Schedule:
     for i in range(int(rng.integers(1, 40))):
         request, due = prompts(given)[rng.integers(PROMPTS)]
         chunk = (None, None, 1, 5, 32, 50)[rng.integers(6)]
-        request = _changed(request, int(rng.integers(1, TOKENS + 1)), chunk, f"client {rng.integers(3)}")
+        request = changed(request, int(rng.integers(1, TOKENS + 1)), chunk, f"client {rng.integers(3)}")
         guesser = {"none": None, "lookup": Lookup(), "tips": Tipster(request, due, i)}[guesses]
         leaves = step + int(rng.integers(0, 30)) if rng.random() < 0.15 else None
         visits.append(Visit(request, due, guesser, step, leaves))
@@ -203,7 +206,8 @@ def random_schedule(given: Subject, seed: int) -> Schedule:
     )
 
 
-def _changed(request: Generate, max_tokens: int, num_batch: int | None, client: str) -> Generate:
+def changed(request: Generate, max_tokens: int, num_batch: int | None, client: str) -> Generate:
+    """Return the same request, but for what changes no token of its reply."""
     return Generate(
         prompt=request.prompt, sampling=request.sampling, num_ctx=request.num_ctx, num_keep=request.num_keep,
         max_tokens=max_tokens, num_batch=num_batch, client=client,
@@ -332,6 +336,11 @@ def faults(given: Subject, schedule: Schedule, *, threads: int = 2) -> list[str]
     """Play a schedule and return what was not as it should be, a line each."""
     play = Play(given, schedule, threads)
     play.run()
+    return faults_of(given, play)
+
+
+def faults_of(given: Subject, play: Play) -> list[str]:
+    """Return what was not as it should be in a schedule that was played."""
     found = [fault for outcome in play.outcomes if (fault := _fault(given, outcome)) is not None]
     if (held := play.engine.stats.held_blocks) > 0:
         found.append(f"{held} blocks are held by nobody")
