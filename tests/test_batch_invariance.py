@@ -5,13 +5,14 @@
 
 import numpy as np
 import pytest
-
 from bench import schedules
 from bench.schedules import Play, Schedule, Spoken, Tipster, Visit, faults, prompts, random_schedule, subjects
+
 from puna.core.scheduler.guess import Lookup
 from puna.core.scheduler.plan import Limits
 
 PACKED, PRECISE = subjects(precise=False), subjects(precise=True)
+WIDE = Limits(512, 32)
 
 
 @pytest.mark.parametrize("seed", range(36))
@@ -48,7 +49,7 @@ def played(given, schedule):
     return play
 
 
-def made(given, numbers, *, limits=Limits(512, 32), positions=4000, cost=None, **options):
+def made(given, numbers, *, limits=WIDE, positions=4000, cost=None, **options):
     return Schedule(limits, positions, cost, 1 << 30, visits(given, numbers, **options))
 
 
