@@ -62,5 +62,5 @@ def test_a_draft_follows_a_context_that_drops_its_middle():
 
 
 def test_a_draft_of_other_tokens_is_refused():
-    with pytest.raises(BadModel, match="the draft model has|is not that of the model"):
+    with pytest.raises(BadModel, match=r"the draft model has|is not that of the model"):
         opened(FIXTURES / "llama-spm" / "gguf" / "model-f32.gguf")

@@ -280,6 +280,12 @@ def add_state(block, rows, part, at):
         peak, before = part[at + peaks + r], memory[block.total + peaks + r]
         if peak == -np.inf:
             continue
+        if before == -np.inf:  # the first that sees anything
+            memory[block.total + peaks + r] = peak
+            for i in range(r * LANES, peaks, block.rows * LANES):
+                for lane in range(i, i + LANES):
+                    memory[block.total + lane] = part[at + lane]
+            continue
         top = max(before, peak)
         old, new = np.exp2(before - top), np.exp2(peak - top)
         memory[block.total + peaks + r] = top
