@@ -146,7 +146,9 @@ class Kernel:
         await self.models.close()
 
     async def _load(self, model: ModelFiles) -> Runner:
-        made = asyncio.to_thread(InlineRunner, dict(model.files), self.architectures, self._text, self._options)
+        made = asyncio.to_thread(
+            InlineRunner, dict(model.files), self.architectures, self._text, self._options, draft=dict(model.draft)
+        )
         loading = asyncio.create_task(made)
         try:
             return await asyncio.shield(loading)

@@ -62,5 +62,55 @@ def test_a_draft_follows_a_context_that_drops_its_middle():
 
 
 def test_a_draft_of_other_tokens_is_refused():
-    with pytest.raises(BadModel, match=r"the draft model has|is not that of the model"):
+    with pytest.raises(BadModel, match=r"^the draft model: it has \d+ tokens, expected the model's own 419$"):
         opened(FIXTURES / "llama-spm" / "gguf" / "model-f32.gguf")
+
+
+def test_a_draft_with_one_other_token_is_refused(tmp_path):
+    (tmp_path / "other.gguf").write_bytes(MODEL.read_bytes().replace(b"<|begin_of_text|>", b"<|begin_of_tale|>"))
+    with pytest.raises(BadModel, match=r"^the draft model: its token \d+ is b'<\|begin_of_tale\|>', expected .*_text"):
+        opened(tmp_path / "other.gguf")
+
+
+def test_a_draft_that_cannot_be_read_is_named_as_one(tmp_path):
+    (tmp_path / "broken.gguf").write_bytes(MODEL.read_bytes()[:-100])
+    with pytest.raises(BadModel, match=r"^the draft model: .*broken\.gguf"):
+        opened(tmp_path / "broken.gguf")
+
+
+def test_a_request_says_how_far_to_guess_ahead():
+    async def ends(limits):
+        runner, greedy = opened(MODEL), SamplingParams(temperature=0)
+        try:
+            for limit in limits:
+                request = Generate(
+                    prompt=CASES["short"]["ids"], num_ctx=256, max_tokens=40, guess=limit, sampling=greedy
+                )
+                before = runner.stats
+                *_, end = [event async for event in runner.generate(request)]
+                yield end, runner.stats.steps - before.steps
+        finally:
+            await runner.close()
+
+    async def collected():
+        return [end async for end in ends([None, None, 0, 1])]
+
+    _, (free, _), (none, every), (one, fewer) = asyncio.run(collected())  # the first shows what a step takes
+    assert (none.guessed, every) == (0, 40)
+    assert free.guessed > 0
+    assert one.guessed > 0
+    assert fewer >= 20  # at most one token more in each step
+
+
+def test_the_memory_of_the_draft_counts():
+    async def held(draft):
+        runner = opened(draft)
+        try:
+            [_ async for _ in runner.generate(Generate(prompt=CASES["short"]["ids"], num_ctx=64, max_tokens=9))]
+            return runner.facts.weight_bytes, runner.memory_bytes
+        finally:
+            await runner.close()
+
+    (weights, alone), (both, together) = asyncio.run(held(None)), asyncio.run(held(MODEL))
+    assert both == 2 * weights
+    assert together > alone + weights  # its own keys and values, too

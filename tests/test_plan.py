@@ -154,7 +154,8 @@ def test_a_shifted_reply_reads_what_is_left_of_it_as_a_prompt():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("num_ctx", 0), ("num_batch", 0), ("num_batch", -5), ("max_tokens", 0), ("logprobs", -1)]
+    ("name", "value"),
+    [("num_ctx", 0), ("num_batch", 0), ("num_batch", -5), ("max_tokens", 0), ("logprobs", -1), ("guess", -1)],
 )
 def test_a_request_that_could_not_be_planned_is_refused(name, value):
     with pytest.raises(BadRequest, match=f"^{name} is {value}: expected a whole number from [01]$"):

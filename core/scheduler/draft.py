@@ -7,7 +7,8 @@ token is the only one guessed, taking it exactly when it is what the large one s
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +23,23 @@ from .pace import Pace
 FIRST = 4.0  # steps of credit: a draft model was chosen, so it is tried for longer than chance repetitions are
 
 
+@contextmanager
+def speaking_of_draft() -> Iterator[None]:
+    """Let a BadModel say that it is about the draft model."""
+    try:
+        yield
+    except BadModel as error:
+        raise BadModel(f"the draft model: {error}") from None
+
+
 def check_same_tokens(model: Tokenizer, draft: Tokenizer) -> None:
     """Raise BadModel unless both number the same tokens alike."""
     if model.size != draft.size:
-        raise BadModel(f"the draft model has {draft.size} tokens, expected the model's own {model.size}")
+        raise BadModel(f"it has {draft.size} tokens, expected the model's own {model.size}")
     for token in range(model.size):
-        if model.piece(token, special=True) != draft.piece(token, special=True):
-            raise BadModel(f"token {token} of the draft model is not that of the model")
+        found, expected = draft.piece(token, special=True), model.piece(token, special=True)
+        if found != expected:
+            raise BadModel(f"its token {token} is {found!r}, expected the model's own {expected!r}")
 
 
 class DraftModel:

@@ -85,7 +85,8 @@ class Engine:
     @property
     def stats(self) -> EngineStats:
         """What was done, and what is held now."""
-        pools, scheduler = self._cache.blocks.pools, self._scheduler
+        caches = [self._cache, self._draft.cache] if self._draft else [self._cache]
+        pools, scheduler = [pool for cache in caches for pool in cache.blocks.pools], self._scheduler
         return msgspec.structs.replace(
             self._counts,
             preemptions=scheduler.preemptions,
@@ -94,8 +95,8 @@ class Engine:
             blocks=sum(pool.count for pool in pools),
             held_blocks=sum(pool.held for pool in pools),
             kept_blocks=sum(pool.kept for pool in pools),
-            held_bytes=self._cache.held_bytes,
-            resident_bytes=self._cache.resident_bytes,
+            held_bytes=sum(cache.held_bytes for cache in caches),
+            resident_bytes=sum(cache.resident_bytes for cache in caches),
         )
 
     def new_table(self) -> BlockTable:
@@ -172,8 +173,7 @@ class Engine:
         growing = [s for s in self._scheduler.running if s.unread == 1]
         cost = self._pace.cost
         for sequence in growing:
-            left = sequence.request.num_ctx - len(sequence.tokens)
-            most = min(left, (MOST + 1) // len(growing) - 1)
+            most = min(sequence.guessable, (MOST + 1) // len(growing) - 1)
             if sequence.guesser is None or cost is None or most < 1:
                 sequence.guess = []
                 continue

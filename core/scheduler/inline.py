@@ -16,7 +16,7 @@ from ..protocols import StopRule, Tokenizer
 from ..tensor.cpu import CpuLoader
 from ..tensor.source import WeightSource
 from ..tensor.weights import open_weights
-from .draft import check_same_tokens
+from .draft import check_same_tokens, speaking_of_draft
 from .engine import Engine, EngineOptions
 from .messages import Event, Failed, FailureKind, Finished, Generate, Piece
 from .reply import Reply
@@ -59,14 +59,17 @@ class InlineRunner:
                 return model, text.open_tokenizer(source)
 
             model, self._tokenizer = load(files)
-            guessing, its_tokenizer = load(draft) if draft and options.speculate else (None, None)
-            if its_tokenizer is not None:
-                check_same_tokens(self._tokenizer, its_tokenizer)
+            guessing = None
+            if draft and options.speculate:
+                with speaking_of_draft():
+                    guessing, its_tokenizer = load(draft)
+                    check_same_tokens(self._tokenizer, its_tokenizer)
             self._stop_ids = _stop_ids(self._tokenizer, model.architecture)
             self._sources = opened.pop_all()
         self._stop_rule = text.stop_rule
+        weight_bytes = model.weight_bytes + (guessing.weight_bytes if guessing else 0)
         self._facts = RunnerFacts(
-            model.architecture.name, model.config.context_length, model.config.vocabulary, model.weight_bytes
+            model.architecture.name, model.config.context_length, model.config.vocabulary, weight_bytes
         )
         self._engine = Engine(model, self._tokenizer, options=options, draft=guessing)
 

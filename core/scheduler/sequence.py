@@ -65,6 +65,12 @@ class Sequence:
         return whole if most is None else min(whole, self.prompt_tokens + most)
 
     @property
+    def guessable(self) -> int:
+        """Tokens that may be guessed to follow the last one: what the context holds, and the request allows."""
+        room, most = self.request.num_ctx - len(self.tokens), self.request.guess
+        return room if most is None else min(room, most)
+
+    @property
     def truncated(self) -> int:
         """Prompt tokens that were cut on entry."""
         return len(self.request.prompt) - self.prompt_tokens
