@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import BadModel, BadRequest, Failure, RunnerDied
 from ..model import find_architecture, load_model
 from ..plugin import Architecture
-from ..protocols import StopRule, Tokenizer
+from ..protocols import Grammar, Grammars, StopRule, Tokenizer
 from ..tensor.cpu import CpuLoader
 from ..tensor.source import WeightSource
 from ..tensor.weights import open_weights
@@ -32,6 +32,7 @@ class TextParts:
 
     open_tokenizer: Callable[[WeightSource], Tokenizer]
     stop_rule: Callable[[Ids[str]], StopRule]
+    open_grammars: Callable[[Tokenizer, frozenset[int]], Grammars]  # the ids: those that end a reply
 
 
 class InlineRunner:
@@ -52,6 +53,7 @@ class InlineRunner:
             self._source.close()
             raise
         self._stop_rule = text.stop_rule
+        self._grammars = text.open_grammars(self._tokenizer, self._stop_ids)
         self._facts = RunnerFacts(
             model.architecture.name, model.config.context_length, model.config.vocabulary, model.weight_bytes
         )
@@ -89,7 +91,8 @@ class InlineRunner:
         self._check(request.prompt)
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        sequence = self._sequence(request, lambda event: _deliver(loop, events, event))
+        grammar = None if request.schema is None else await asyncio.to_thread(self._grammars.open, request.schema)
+        sequence = self._sequence(request, grammar, lambda event: _deliver(loop, events, event))
         self._engine.submit(sequence)
         try:
             while True:
@@ -107,7 +110,7 @@ class InlineRunner:
         await asyncio.to_thread(self._engine.close)
         self._source.close()
 
-    def _sequence(self, request: Generate, emit: Callable[[Event], None]) -> Sequence:
+    def _sequence(self, request: Generate, grammar: Grammar | None, emit: Callable[[Event], None]) -> Sequence:
         reply = Reply(
             self._tokenizer.detokenizer(request.prompt),
             self._stop_rule(request.stop),
@@ -115,7 +118,7 @@ class InlineRunner:
             request.max_tokens,
         )
         guesser = Lookup() if self._options.speculate else None
-        return Sequence(request, reply, self._engine.new_table(), emit, guesser=guesser)
+        return Sequence(request, reply, self._engine.new_table(), emit, guesser=guesser, grammar=grammar)
 
     def _check(self, tokens: Ids[int]) -> None:
         for token in tokens:

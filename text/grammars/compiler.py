@@ -1,0 +1,100 @@
+"""From the text of a JSON Schema to the grammar of a reply."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, TypeVar
+
+import llguidance
+import numpy as np
+from llguidance import LLMatcher
+
+from ...core.protocols import Tokenizer
+from .grammar import SchemaGrammar
+from .schema import UnsupportedSchema, check_schema
+from .vocabulary import library_tokenizer
+
+if TYPE_CHECKING:  # the type exists in the library's stubs alone
+    from llguidance._lib import JsonCompileOptions
+
+T = TypeVar("T")
+
+REMEMBERED = 32  # schemas of one model
+STACK_BYTES = 128 * 2**20  # of address space; the compiler needs up to 14 KB for each schema within a schema
+
+LIMITS = llguidance.LLParserLimits(
+    max_lexer_states=50_000,  # of up to 2 KB, for each reply
+    verbose_errors=False,  # they would quote the schema and the reply
+)
+
+# As the last word: a schema can set these too. Bounded white space, for a model that was never told to write JSON may
+# write nothing else. Without \u escapes: the library does not see that one of them spells a name it excludes.
+OPTIONS: JsonCompileOptions = {
+    "item_separator": ",",
+    "key_separator": ":",
+    "whitespace_flexible": True,
+    "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}",
+    "coerce_one_of": False,
+    "lenient": False,
+    "json_allowed_escapes": '"\\bfnrt',
+    "json_allow_general_unicode_escapes": False,
+}
+
+
+class Grammars:
+    """Implements `core.protocols.Grammars` for one model. Safe to call from several threads."""
+
+    def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
+        self._tokenizer, self._stop_ids = tokenizer, stop_ids
+        self._compiled = lru_cache(REMEMBERED)(self._compile)
+        self._compiling = threading.Lock()  # one at a time, so that schemas cannot fill the machine's cores
+
+    def open(self, schema: str) -> SchemaGrammar:
+        """Return a new grammar for replies that follow schema, the text of a JSON Schema.
+
+        Takes milliseconds; the first time, a second for a large vocabulary and at most as much for the largest schema.
+        Raises BadRequest if it is no schema or too large, UnsupportedSchema if it could not be followed to the letter.
+        """
+        return SchemaGrammar(self._compiled(schema).deep_copy(), self._library.vocab_size)
+
+    @cached_property
+    def _library(self) -> llguidance.LLTokenizer:
+        return library_tokenizer(self._tokenizer, self._stop_ids)
+
+    def _compile(self, schema: str) -> LLMatcher:
+        """Return a matcher at the beginning of a reply."""
+        check_schema(schema)
+        with self._compiling:
+            matcher = _with_stack(lambda: self._matcher(schema))
+        if not matcher.is_error() and not np.frombuffer(matcher.compute_bitmask(), np.int32).any():
+            raise UnsupportedSchema("no reply follows it")
+        if matcher.is_error():
+            raise UnsupportedSchema(matcher.get_error().splitlines()[0])
+        return matcher
+
+    def _matcher(self, schema: str) -> LLMatcher:
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=OPTIONS)
+        return LLMatcher(self._library, grammar, log_level=0, limits=LIMITS)
+
+
+def _with_stack(function: Callable[[], T]) -> T:
+    """Return what function returns, from a thread with room for deep recursion: an overflow would end the process."""
+    result: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:
+            result.set_exception(error)
+
+    usual = threading.stack_size(STACK_BYTES)
+    try:
+        thread = threading.Thread(target=work, name="puna-schema")
+        thread.start()
+    finally:
+        threading.stack_size(usual)
+    thread.join()
+    return result.result()

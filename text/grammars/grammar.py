@@ -1,0 +1,35 @@
+"""The grammar of one reply."""
+
+from __future__ import annotations
+
+import llguidance
+import numpy as np
+import numpy.typing as npt
+
+from ...core.errors import BadRequest
+
+
+class SchemaGrammar:
+    """Implements `core.protocols.Grammar`: JSON that follows a schema."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, size: int) -> None:
+        """matcher: at the beginning of a reply, and nobody else's. size: of the vocabulary it was made for."""
+        self._matcher = matcher
+        self._words = -(-size // 32)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the value is complete and nothing can be added to it."""
+        return self._matcher.is_stopped() and not self._matcher.is_error()
+
+    def mask(self) -> npt.NDArray[np.int32]:
+        """Return the tokens that may come next, a bit each. Raises BadRequest when the library gives the reply up."""
+        words = np.empty(self._words, np.int32)
+        self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)  # which lets other threads run
+        if self._matcher.is_error():  # the mask is that of an end, which would cut the value off
+            raise BadRequest(f"the output format became too complex to follow: {self._matcher.get_error()}")
+        return words
+
+    def accept(self, token: int) -> None:
+        """Take note of the next token. An error is told by the next mask."""
+        self._matcher.consume_token(token)
