@@ -6,19 +6,16 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 import llguidance
-import numpy as np
+import msgspec
 from llguidance import LLMatcher
 
 from ...core.protocols import Tokenizer
-from .grammar import SchemaGrammar
-from .schema import UnsupportedSchema, check_schema
+from .grammar import SchemaGrammar, problem
+from .schema import UnsupportedSchema, parse_schema
 from .vocabulary import library_tokenizer
-
-if TYPE_CHECKING:  # the type exists in the library's stubs alone
-    from llguidance._lib import JsonCompileOptions
 
 T = TypeVar("T")
 
@@ -30,9 +27,9 @@ LIMITS = llguidance.LLParserLimits(
     verbose_errors=False,  # they would quote the schema and the reply
 )
 
-# As the last word: a schema can set these too. Bounded white space, for a model that was never told to write JSON may
+# These stand where a schema could set its own. Bounded white space, for a model that was never told to write JSON may
 # write nothing else. Without \u escapes: the library does not see that one of them spells a name it excludes.
-OPTIONS: JsonCompileOptions = {
+OPTIONS = {
     "item_separator": ",",
     "key_separator": ":",
     "whitespace_flexible": True,
@@ -42,6 +39,10 @@ OPTIONS: JsonCompileOptions = {
     "json_allowed_escapes": '"\\bfnrt',
     "json_allow_general_unicode_escapes": False,
 }
+
+# Without "no_forcing" a text that must follow may be spelled in the tokenizer's own way only, which the library gets
+# wrong for a tokenizer that puts a space before each text. Models may spell it as they like.
+GRAMMAR = 'start: reply\n%llguidance {"no_forcing": true}\nreply: %json '
 
 
 class Grammars:
@@ -66,18 +67,17 @@ class Grammars:
 
     def _compile(self, schema: str) -> LLMatcher:
         """Return a matcher at the beginning of a reply."""
-        check_schema(schema)
+        root = parse_schema(schema)
         with self._compiling:
-            matcher = _with_stack(lambda: self._matcher(schema))
-        if not matcher.is_error() and not np.frombuffer(matcher.compute_bitmask(), np.int32).any():
-            raise UnsupportedSchema("no reply follows it")
-        if matcher.is_error():
-            raise UnsupportedSchema(matcher.get_error().splitlines()[0])
+            matcher = _with_stack(lambda: self._matcher(root))
+        matcher.compute_bitmask()  # which fails if no token can begin a reply
+        if reason := problem(matcher):
+            raise UnsupportedSchema(reason)
         return matcher
 
-    def _matcher(self, schema: str) -> LLMatcher:
-        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=OPTIONS)
-        return LLMatcher(self._library, grammar, log_level=0, limits=LIMITS)
+    def _matcher(self, root: dict[str, Any]) -> LLMatcher:
+        schema = msgspec.json.encode(root | {"x-guidance": OPTIONS}).decode()
+        return LLMatcher(self._library, LLMatcher.grammar_from_lark(GRAMMAR + schema), log_level=0, limits=LIMITS)
 
 
 def _with_stack(function: Callable[[], T]) -> T:

@@ -9,6 +9,12 @@ import numpy.typing as npt
 from ...core.errors import BadRequest
 
 
+def problem(matcher: llguidance.LLMatcher) -> str:
+    """Return why a matcher gave up, in one line; "" if it did not."""
+    first = matcher.get_error().partition("\n")[0]
+    return "no token can come next" if first == "NoExtensionBias" else first
+
+
 class SchemaGrammar:
     """Implements `core.protocols.Grammar`: JSON that follows a schema."""
 
@@ -26,8 +32,8 @@ class SchemaGrammar:
         """Return the tokens that may come next, a bit each. Raises BadRequest when the library gives the reply up."""
         words = np.empty(self._words, np.int32)
         self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)  # which lets other threads run
-        if self._matcher.is_error():  # the mask is that of an end, which would cut the value off
-            raise BadRequest(f"the output format became too complex to follow: {self._matcher.get_error()}")
+        if reason := problem(self._matcher):  # then the mask is that of an end, which would cut the value off
+            raise BadRequest(f"the output format can be followed no further: {reason}")
         return words
 
     def accept(self, token: int) -> None:

@@ -43,8 +43,11 @@ class UnsupportedSchema(Unsupported):
         super().__init__(f"replies cannot be made to follow this JSON schema: {problem}")
 
 
-def check_schema(text: str) -> None:
-    """Raise BadRequest if text is no JSON object or too large, UnsupportedSchema for keywords that are not honoured."""
+def parse_schema(text: str) -> dict[str, Any]:
+    """Return the object that text holds.
+
+    Raises BadRequest if it holds none or is too large, UnsupportedSchema for keywords that are not honoured.
+    """
     if len(text) > MAX_BYTES:
         raise BadRequest(f"the JSON schema has {len(text)} characters: at most {MAX_BYTES} are allowed")
     if (count := text.count("{")) > MAX_OBJECTS:
@@ -60,6 +63,7 @@ def check_schema(text: str) -> None:
         _check_keywords(pointer, schema)
         _check_reference(pointer, schema, schemas)
     _check_texts(root)
+    return root
 
 
 def _schemas(root: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
