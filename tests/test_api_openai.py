@@ -187,7 +187,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
         ({"response_format": {"type": "grammar"}}, 400, 'response_format: type "grammar" is not supported'),
         ({"response_format": {"type": "json_schema"}}, 400, "json_schema needs json_schema.schema"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, 400, "needs json_schema.schema"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}}, 400, "json_schema.schema: expected"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}}, 400, "json_schema.schema:"),
         ({"reasoning_effort": "high"}, 400, '"demo" does not support thinking'),
         ({"reasoning": {"effort": "low"}}, 400, '"demo" does not support thinking'),
         ({"reasoning_effort": "vast"}, 400, 'invalid reasoning value: "vast"'),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import llguidance
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,8 @@ from ...core.errors import BadRequest
 
 def problem(matcher: llguidance.LLMatcher) -> str:
     """Return why a matcher gave up, in one line; "" if it did not."""
-    first = matcher.get_error().partition("\n")[0]
+    text = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", matcher.get_error())  # a place in text that nobody outside has seen
+    first = text.partition("\n")[0]
     return "no token can come next" if first == "NoExtensionBias" else first
 
 
