@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from ...core.errors import BadRequest
 
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")  # in a text that nobody outside has seen
+
 
 def problem(matcher: llguidance.LLMatcher) -> str:
     """Return why a matcher gave up, in one line; "" if it did not."""
-    text = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", matcher.get_error())  # a place in text that nobody outside has seen
-    first = text.partition("\n")[0]
+    first = _PLACE.sub("", matcher.get_error()).partition("\n")[0]
     return "no token can come next" if first == "NoExtensionBias" else first
 
 
