@@ -71,6 +71,9 @@ class Grammar(Protocol):
     def accept(self, token: int) -> None:
         """Take note of the next token, one that the last mask allowed and that does not end the reply."""
 
+    def forced(self) -> list[int]:
+        """Return tokens that spell what has to come next, [] if there is a choice. There may be other spellings."""
+
     @property
     def ended(self) -> bool:
         """Whether the reply is complete and nothing but its end may follow."""

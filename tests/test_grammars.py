@@ -160,6 +160,19 @@ def test_a_model_that_cannot_say_that_it_ends_still_gets_a_grammar():
     assert grammar.ended
 
 
+@pytest.mark.parametrize("fixture", FAMILIES.values(), ids=FAMILIES.keys())
+def test_what_has_to_follow_is_told_in_tokens_that_are_allowed(fixture):
+    tokenizer, grammars = opened(fixture)
+    grammar = grammars.open('{"enum": ["the lighthouse", "the cat"]}')
+    spelled = b""
+    while forced := grammar.forced():
+        for token in forced:
+            assert token in allowed(grammar)
+            grammar.accept(token)
+            spelled += tokenizer.piece(token)
+    assert spelled == b'"the '
+
+
 def test_two_replies_with_one_schema_do_not_disturb_each_other():
     first, second = compiled({"enum": [1, 2]}), compiled({"enum": [1, 2]})
     before = allowed(second)
@@ -382,9 +395,18 @@ class Eager(Lookup):
         return super().guess(tokens, most, 0.0)
 
 
-def test_guesses_ahead_change_no_reply_with_a_grammar(monkeypatch):
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"enum": ["red", "round", "rare"]}, "minItems": 30, "maxItems": 30},
+        {"const": string.ascii_letters},
+        {"type": "object", "properties": {"colour": {"type": "boolean"}, "lighthouse": {"type": "null"}},
+         "required": ["colour", "lighthouse"], "additionalProperties": False},
+    ],
+    ids=["seen before", "forced", "forced in part"],
+)  # fmt: skip
+def test_guesses_ahead_change_no_reply_with_a_grammar(monkeypatch, schema):
     monkeypatch.setattr(inline, "Lookup", Eager)
-    schema = {"type": "array", "items": {"const": {"colour": "red", "shape": "round"}}, "minItems": 6, "maxItems": 6}
     wishes = [(schema, {"prompt": [5] * 60, "sampling": SamplingParams(top_k=0, seed=seed)}) for seed in range(3)]
     found = {}
     for speculate in (True, False):

@@ -117,7 +117,7 @@ class InlineRunner:
             self._stop_ids,
             request.max_tokens,
         )
-        guesser = Lookup() if self._options.speculate else None
+        guesser = Lookup(grammar) if self._options.speculate else None
         return Sequence(request, reply, self._engine.new_table(), emit, guesser=guesser, grammar=grammar)
 
     def _check(self, tokens: Ids[int]) -> None:

@@ -59,7 +59,7 @@ class Grammars:
         Takes milliseconds; the first time, a second for a large vocabulary and at most as much for the largest schema.
         Raises BadRequest if it is no schema or too large, UnsupportedSchema if it could not be followed to the letter.
         """
-        return SchemaGrammar(self._compiled(schema).deep_copy(), self._library.vocab_size)
+        return SchemaGrammar(self._compiled(schema).deep_copy(), self._library)
 
     @cached_property
     def _library(self) -> llguidance.LLTokenizer:

@@ -22,10 +22,10 @@ def problem(matcher: llguidance.LLMatcher) -> str:
 class SchemaGrammar:
     """Implements `core.protocols.Grammar`: JSON that follows a schema."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, size: int) -> None:
-        """matcher: at the beginning of a reply, and nobody else's. size: of the vocabulary it was made for."""
-        self._matcher = matcher
-        self._words = -(-size // 32)
+    def __init__(self, matcher: llguidance.LLMatcher, tokenizer: llguidance.LLTokenizer) -> None:
+        """matcher: at the beginning of a reply, and nobody else's. tokenizer: the one it was made for."""
+        self._matcher, self._tokenizer = matcher, tokenizer
+        self._words = -(-tokenizer.vocab_size // 32)
 
     @property
     def ended(self) -> bool:
@@ -43,3 +43,7 @@ class SchemaGrammar:
     def accept(self, token: int) -> None:
         """Take note of the next token. An error is told by the next mask."""
         self._matcher.consume_token(token)
+
+    def forced(self) -> list[int]:
+        """Return the longest tokens that spell what has to come next, up to a character that is not complete."""
+        return self._tokenizer.greedy_tokenize(self._matcher.compute_ff_bytes().decode("utf-8", "ignore"))
