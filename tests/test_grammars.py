@@ -312,6 +312,11 @@ def test_no_chain_of_references_ends_the_process(count, link):
     compiled(schema)
 
 
+def test_a_small_schema_that_would_compile_for_days_is_refused():
+    with pytest.raises(UnsupportedSchema, match="it is too complex"):
+        compiled({"allOf": [{"type": "string", "pattern": f"x{i}"} for i in range(60)]})
+
+
 # ---- replies -------------------------------------------------------------------------------------------------------
 
 
@@ -351,9 +356,9 @@ def replies(runner, *wishes):
 
 
 def test_replies_of_a_random_model_follow_generated_schemas(runner):
-    wishes = [(schema, {}) for schema in itertools.islice(schemas(seed=1), 120)]
+    wishes = [(schema, {}) for schema in itertools.islice(schemas(seed=1), 90)]
     found = [(schema, *answer) for (schema, _), answer in zip(wishes, replies(runner, *wishes), strict=True) if answer]
-    assert len(found) >= 90
+    assert len(found) >= 60
     whole = [(schema, text) for schema, text, finished in found if finished.reason == "stop"]
     assert len(whole) >= 60
     for schema, text in whole:

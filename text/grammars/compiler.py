@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import cached_property, lru_cache
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 import llguidance
 import msgspec
@@ -17,7 +21,11 @@ from .grammar import SchemaGrammar, problem
 from .schema import UnsupportedSchema, parse_schema
 from .vocabulary import library_tokenizer
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+TRIAL = Path(__file__).with_name("trial.py")
 
 REMEMBERED = 32  # schemas of one model
 STACK_BYTES = 128 * 2**20  # of address space; the compiler needs up to 14 KB for each schema within a schema
@@ -56,7 +64,8 @@ class Grammars:
     def open(self, schema: str) -> SchemaGrammar:
         """Return a new grammar for replies that follow schema, the text of a JSON Schema.
 
-        Takes milliseconds; the first time, a second for a large vocabulary and at most as much for the largest schema.
+        Takes no time for a schema seen lately; for another a tenth of a second, three seconds for the most complex, and
+        for the first one a second more with a large vocabulary.
         Raises BadRequest if it is no schema or too large, UnsupportedSchema if it could not be followed to the letter.
         """
         return SchemaGrammar(self._compiled(schema).deep_copy(), self._library)
@@ -67,17 +76,26 @@ class Grammars:
 
     def _compile(self, schema: str) -> LLMatcher:
         """Return a matcher at the beginning of a reply."""
-        root = parse_schema(schema)
+        root = parse_schema(schema) | {"x-guidance": OPTIONS}
+        grammar = GRAMMAR + msgspec.json.encode(root).decode()
         with self._compiling:
-            matcher = _with_stack(lambda: self._matcher(root))
+            _try_out(grammar)
+            matcher = _with_stack(lambda: self._matcher(grammar))
         matcher.compute_bitmask()  # which fails if no token can begin a reply
         if reason := problem(matcher):
             raise UnsupportedSchema(reason)
         return matcher
 
-    def _matcher(self, root: dict[str, Any]) -> LLMatcher:
-        schema = msgspec.json.encode(root | {"x-guidance": OPTIONS}).decode()
-        return LLMatcher(self._library, LLMatcher.grammar_from_lark(GRAMMAR + schema), log_level=0, limits=LIMITS)
+    def _matcher(self, grammar: str) -> LLMatcher:
+        return LLMatcher(self._library, LLMatcher.grammar_from_lark(grammar), log_level=0, limits=LIMITS)
+
+
+def _try_out(grammar: str) -> None:
+    """Compile grammar in another process first. Raises UnsupportedSchema if that took too much of anything."""
+    trial = subprocess.run([sys.executable, "-P", TRIAL], input=grammar.encode(), capture_output=True, check=False)  # noqa: S603
+    if trial.returncode != 0:
+        log.warning("a schema failed its trial with status %d: %s", trial.returncode, trial.stderr.decode()[-200:])
+        raise UnsupportedSchema("it is too complex")
 
 
 def _with_stack(function: Callable[[], T]) -> T:
