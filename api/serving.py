@@ -99,6 +99,7 @@ class Serving:
             truncate=wish.truncate,
             shift=wish.shift,
             guess=options.draft_num_predict,
+            schema=wish.schema,
             logprobs=wish.logprobs,
         )
 

@@ -19,6 +19,7 @@ from ..core.settings import Settings
 from ..core.tensor.tiles import ElementType
 from ..core.tensor.warmup import jobs
 from ..store import Store
+from ..text.grammars import Grammars
 from ..text.stops import StopStrings
 from ..text.tokenizers import open_tokenizer
 from .warmup import make_ready
@@ -44,7 +45,7 @@ async def _serve(settings: Settings) -> None:
     store = Store(settings.models)
     await asyncio.to_thread(_tidy, store, prune=not settings.noprune)
     await asyncio.to_thread(make_ready, jobs(elements={"f32", cast("ElementType", settings.kv_cache_type)}))
-    kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings))
+    kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings, Grammars))
     try:
         await serve(settings, store, kernel.models, started=lambda port: announce(settings, port), shutdown=shutdown)
     finally:

@@ -13,13 +13,14 @@ from puna.core.scheduler.messages import Generate, Piece
 from puna.core.scheduler.plan import Limits
 from puna.core.tensor.sampling import SamplingParams
 from puna.plugins import llama
+from puna.text.grammars import Grammars
 from puna.text.stops import StopStrings
 from puna.text.tokenizers import open_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MODEL = FIXTURES / "llama-bpe" / "gguf" / "model-f32.gguf"
 CASES = {case["name"]: case for case in json.loads((FIXTURES / "llama-bpe" / "cases.json").read_text())["text"]}
-TEXT = TextParts(open_tokenizer, StopStrings)
+TEXT = TextParts(open_tokenizer, StopStrings, Grammars)
 
 
 def opened(draft, **options):

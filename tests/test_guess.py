@@ -16,6 +16,7 @@ from puna.core.scheduler.messages import Finished, Generate
 from puna.core.scheduler.plan import Limits
 from puna.core.tensor.sampling import SamplingParams
 from puna.plugins import llama
+from puna.text.grammars import Grammars
 from puna.text.stops import StopStrings
 from puna.text.tokenizers import open_tokenizer
 
@@ -148,7 +149,7 @@ GGUF = Path(__file__).parent / "fixtures" / "llama-quant" / "gguf" / "model-Q4_K
 
 def replies(requests, *, speculate):
     """Return the tokens of each reply, and how many guesses were checked and came true in all."""
-    text = TextParts(open_tokenizer, StopStrings)
+    text = TextParts(open_tokenizer, StopStrings, Grammars)
     options = EngineOptions(Limits(64, 4), threads=2, cache_type="f16", positions=4096, speculate=speculate)
     runner = InlineRunner(GGUF, [replace(llama.architectures()[0], stop_tokens=())], text, options)
 

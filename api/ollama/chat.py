@@ -9,7 +9,7 @@ from starlette.routing import Route
 from ...core.errors import BadRequest, Unsupported
 from ...store import InvalidName
 from ...text.conversation import Message, ToolCall
-from ..asking import Wish, check_format, check_think, check_top_logprobs, parse_keep_alive
+from ..asking import Wish, check_think, check_top_logprobs, parse_keep_alive, schema_of
 from ..library import Model
 from ..prompts import chat
 from ..replies import json_response, respond
@@ -59,6 +59,7 @@ def _wish(body: ChatRequest) -> Wish:
         keep_alive=parse_keep_alive(body.keep_alive),
         truncate=body.truncate,
         shift=body.shift,
+        schema=schema_of(body.format),
         logprobs=check_top_logprobs(body.logprobs, body.top_logprobs),
     )
 
@@ -68,7 +69,6 @@ def _check(body: ChatRequest, model: Model) -> None:
     check_think(body.model, body.think)
     if body.tools:
         raise Unsupported(f"{model.full_name} does not support tools")
-    check_format(body.format)
     if any(message.images for message in body.messages):
         raise Unsupported(f'"{body.model}" cannot read images')
 

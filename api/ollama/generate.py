@@ -10,7 +10,7 @@ from starlette.routing import Route
 from ...core.errors import BadRequest, Failure, NotFound, Unsupported
 from ...store import InvalidName
 from ...text.conversation import PromptTemplate
-from ..asking import Wish, check_format, check_think, check_top_logprobs, parse_keep_alive
+from ..asking import Wish, check_think, check_top_logprobs, parse_keep_alive, schema_of
 from ..errors import ReportedAs500
 from ..library import Model
 from ..prompts import Prompt, Raw, completion
@@ -62,6 +62,7 @@ def _wish(body: GenerateRequest) -> Wish:
         keep_alive=parse_keep_alive(body.keep_alive),
         truncate=body.truncate,
         shift=body.shift,
+        schema=schema_of(body.format),
         logprobs=check_top_logprobs(body.logprobs, body.top_logprobs),
     )
 
@@ -73,7 +74,6 @@ def _check(body: GenerateRequest) -> None:
     if body.raw and body.suffix:
         raise BadRequest("raw mode does not support suffix: write the markers into the prompt")
     check_think(body.model, body.think)
-    check_format(body.format)
     if body.images:
         raise Unsupported(f'"{body.model}" cannot read images')
     if body.width or body.height or body.steps:

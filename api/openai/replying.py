@@ -38,7 +38,9 @@ class ReplyEndpoints:
         """Answer POST /v1/chat/completions."""
         body = await read_body(request, ChatRequest, missing="EOF")
         asking.check_chat(body)
-        wish = Wish(options=asking.chat_options(body), logprobs=asking.chat_logprobs(body))
+        wish = Wish(
+            options=asking.chat_options(body), schema=asking.chat_schema(body), logprobs=asking.chat_logprobs(body)
+        )
         messages = conversation(body.messages)
         think = asking.think_level(body)
         try:

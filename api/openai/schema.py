@@ -13,10 +13,20 @@ class StreamOptions(Struct, frozen=True):
     include_usage: bool | None = None
 
 
+class NamedSchema(Struct, frozen=True):
+    """A JSON Schema, which is followed to the letter whatever `strict` says; its name and description are comments."""
+
+    schema: dict[str, Any] | None = None
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
 class ResponseFormat(Struct, frozen=True):
-    """Which form the reply must have."""
+    """Which form the reply must have: text, json_object, or json_schema."""
 
     type: str = "text"
+    json_schema: NamedSchema | None = None
 
 
 class Reasoning(Struct, frozen=True):

@@ -15,11 +15,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import Failure
+from ..errors import BadRequest, Failure
 from ..memory.blocks import BlockTable
 from ..memory.cache import Cache, Capacity, ElementType, Rows, StepView
 from ..model import LoadedModel
-from ..protocols import Tokenizer
+from ..protocols import Grammar, Tokenizer
 from ..tensor.sampling import BadLogits, DeadEnd, Mask, log_probabilities, sample
 from ..tensor.team import use_threads
 from .draft import DraftModel
@@ -103,11 +103,11 @@ class Engine:
         """Return an empty table for one sequence."""
         return self._cache.blocks.table()
 
-    def new_guesser(self) -> Guesser | None:
-        """Return what guesses ahead in one reply, if anything does."""
+    def new_guesser(self, grammar: Grammar | None = None) -> Guesser | None:
+        """Return what guesses ahead in one reply, if anything does. grammar: of the reply."""
         if not self._options.speculate:
             return None
-        return self._draft.guesser() if self._draft else Lookup()
+        return self._draft.guesser() if self._draft else Lookup(grammar)
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence. Its events arrive on the engine's thread; once that has ended, at once: it is cancelled."""
@@ -239,9 +239,8 @@ class Engine:
         alive = list(zip(due, starts, strict=False))
         place = 0
         while alive:
-            ready = {
-                share.sequence: masks.pop(share.sequence).result() for share, _ in alive if share.sequence in masks
-            }
+            ready = self._ready([share.sequence for share, _ in alive], masks)
+            alive = [(share, start) for share, start in alive if share.sequence in ready]
             chosen = self._sample([s.sequence for s, _ in alive], logits[[start + place for _, start in alive]], ready)
             for sequence, row, token in chosen:
                 self._commit(sequence, row, token)
@@ -255,6 +254,16 @@ class Engine:
         for share in due:
             if share.guessed:
                 self._learn(share)
+
+    def _ready(self, due: list[Sequence], masks: dict[Sequence, Future[Mask | None]]) -> dict[Sequence, Mask | None]:
+        """Return the mask of each sequence, None for one without grammar; one whose grammar gives up fails alone."""
+        ready: dict[Sequence, Mask | None] = {}
+        for sequence in due:
+            try:
+                ready[sequence] = masks.pop(sequence).result() if sequence in masks else None
+            except BadRequest as error:
+                self._fail([sequence], "bad_request", str(error))
+        return ready
 
     def _came_true(self, share: Share, place: int, token: int | None) -> bool:
         """Whether the logits behind the next guess count: it is what was sampled, and the reply goes on."""
@@ -297,6 +306,8 @@ class Engine:
         if sequence.grammar is not None and token not in reply.stop_ids:
             sequence.grammar.accept(token)
         self._send(sequence, reply.push(token, None if top is None else partial(self._logprob, logits, token, top)))
+        if reply.reason is None and sequence.grammar is not None and sequence.grammar.ended:
+            self._send(sequence, reply.end("stop"))
         if reply.reason is None and not sequence.append(token):
             self._send(sequence, reply.end("length"))
         if reply.reason is not None:

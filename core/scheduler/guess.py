@@ -1,5 +1,7 @@
 """Guessing the next tokens from what stands in the text already: names, quotations and code come again.
 
+Where a grammar leaves no choice, such as within the name of a property, that is the guess.
+
 A guess is checked in the step that computes the next token anyway, and a token is only taken if it is the very one that
 would have been sampled without guessing, so that replies do not change. What does not pay is left alone: each reply has
 a credit, in steps, that guesses cost and tokens that came true earn.
@@ -12,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
+
+from ..protocols import Grammar
 
 LENGTH = 3  # tokens that must be the same for what followed them to be guessed again
 MOST = 7  # tokens of a guess: with the one before them, what products multiply without unpacking weights to memory
@@ -49,9 +53,11 @@ class Credit:
 
 
 class Lookup:
-    """Guesses what followed the last time that the last tokens occurred (`Guesser`)."""
+    """Guesses what has to follow, or else what followed the last time that the last tokens occurred (`Guesser`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, grammar: Grammar | None = None) -> None:
+        """grammar: of the reply, up to its last token, whenever a guess is asked for."""
+        self._grammar = grammar
         self._after: dict[tuple[int, ...], int] = {}  # the place behind the latest occurrence of LENGTH tokens
         self._indexed = 0
         self._credit = Credit(FIRST)
@@ -59,7 +65,11 @@ class Lookup:
     def guess(self, tokens: Sequence[int], most: int, cost: float) -> list[int]:
         """Return what followed before; over and over, if that was just now."""
         place, count = self._place(tokens), self._credit.afford(most, cost)
-        if place is None or count < 1:
+        if count < 1:
+            return []
+        if self._grammar is not None and (forced := self._grammar.forced()):
+            return forced[:count]
+        if place is None:
             return []
         period = len(tokens) - place
         return [tokens[place + i % period] for i in range(count)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import BadModel, BadRequest, Failure, RunnerDied
 from ..model import LoadedModel, find_architecture, load_model
 from ..plugin import Architecture
-from ..protocols import StopRule, Tokenizer
+from ..protocols import Grammar, Grammars, StopRule, Tokenizer
 from ..tensor.cpu import CpuLoader
 from ..tensor.source import WeightSource
 from ..tensor.weights import open_weights
@@ -33,6 +33,7 @@ class TextParts:
 
     open_tokenizer: Callable[[WeightSource], Tokenizer]
     stop_rule: Callable[[Ids[str]], StopRule]
+    open_grammars: Callable[[Tokenizer, frozenset[int]], Grammars]  # the ids: those that end a reply
 
 
 Files = Path | dict[str, Path]  # a file or folder, or the original names of files and where their bytes lie
@@ -68,6 +69,7 @@ class InlineRunner:
             self._sources = opened.pop_all()
         self._stop_rule = text.stop_rule
         weight_bytes = model.weight_bytes + (guessing.weight_bytes if guessing else 0)
+        self._grammars = text.open_grammars(self._tokenizer, self._stop_ids)
         self._facts = RunnerFacts(
             model.architecture.name, model.config.context_length, model.config.vocabulary, weight_bytes
         )
@@ -104,7 +106,8 @@ class InlineRunner:
         self._check(request.prompt)
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        sequence = self._sequence(request, lambda event: _deliver(loop, events, event))
+        grammar = None if request.schema is None else await asyncio.to_thread(self._grammars.open, request.schema)
+        sequence = self._sequence(request, grammar, lambda event: _deliver(loop, events, event))
         self._engine.submit(sequence)
         try:
             while True:
@@ -122,14 +125,15 @@ class InlineRunner:
         await asyncio.to_thread(self._engine.close)
         self._sources.close()
 
-    def _sequence(self, request: Generate, emit: Callable[[Event], None]) -> Sequence:
+    def _sequence(self, request: Generate, grammar: Grammar | None, emit: Callable[[Event], None]) -> Sequence:
         reply = Reply(
             self._tokenizer.detokenizer(request.prompt),
             self._stop_rule(request.stop),
             self._stop_ids,
             request.max_tokens,
         )
-        return Sequence(request, reply, self._engine.new_table(), emit, guesser=self._engine.new_guesser())
+        guesser = self._engine.new_guesser(grammar)
+        return Sequence(request, reply, self._engine.new_table(), emit, guesser=guesser, grammar=grammar)
 
     def _check(self, tokens: Ids[int]) -> None:
         for token in tokens:

@@ -33,6 +33,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     truncate: bool = True  # a prompt that is too long: cut its middle, or refuse it
     shift: bool = True  # a reply that fills the context: drop the middle and go on, or stop
     guess: int | None = None  # most tokens to guess ahead in one step; 0: none; None: as many as pay
+    schema: str | None = None  # the text of a JSON Schema that the reply must follow; None: it is free
     logprobs: int | None = None  # None: none; k: the token's own log probability and the k likeliest
     client: str = ""  # who asks: places are dealt out evenly among clients
 
