@@ -29,6 +29,7 @@ class Wish:
     truncate: bool = True
     shift: bool = True
     schema: str | None = None  # the text of a JSON Schema that the reply must follow
+    client: str = ""  # who asks
     logprobs: int | None = None  # likely tokens to report at each place; None: no log probabilities at all
     arrived_ns: int = field(default_factory=time.monotonic_ns)
 

@@ -101,6 +101,7 @@ class Serving:
             guess=options.draft_num_predict,
             schema=wish.schema,
             logprobs=wish.logprobs,
+            client=wish.client,
         )
 
 
