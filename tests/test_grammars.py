@@ -253,7 +253,7 @@ def test_white_space_is_bounded_so_that_a_reply_gets_on():
         ({"x-guidance": {"lenient": True}, "propertyNames": {}}, "propertyNames is not supported"),
         (
             {"x-guidance": {"coerce_one_of": True}, "oneOf": [{"type": "integer"}, {"type": "number"}]},
-            "oneOf constraints",
+            "the alternatives of a oneOf must exclude each other",
         ),
         ({"type": "integer", "minimum": 1, "exclusiveMinimum": True}, "exclusiveMinimum must be a number"),
         ({"type": "object", "minProperties": 1}, "minProperties above the number of required ones"),
