@@ -98,6 +98,7 @@ class Serving:
             num_batch=options.num_batch,
             truncate=wish.truncate,
             shift=wish.shift,
+            guess=options.draft_num_predict,
             schema=wish.schema,
             logprobs=wish.logprobs,
         )

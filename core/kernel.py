@@ -133,6 +133,7 @@ class Kernel:
             cast("ElementType", "f32" if settings.precise else settings.kv_cache_type),
             settings.num_parallel * settings.context_length,
             settings.precise,
+            settings.speculate,
         )
 
     @property
@@ -145,7 +146,9 @@ class Kernel:
         await self.models.close()
 
     async def _load(self, model: ModelFiles) -> Runner:
-        made = asyncio.to_thread(InlineRunner, dict(model.files), self.architectures, self._text, self._options)
+        made = asyncio.to_thread(
+            InlineRunner, dict(model.files), self.architectures, self._text, self._options, draft=dict(model.draft)
+        )
         loading = asyncio.create_task(made)
         try:
             return await asyncio.shield(loading)

@@ -232,6 +232,7 @@ class ModelCard(Struct, omit_defaults=True, kw_only=True):
     messages: list[Message] = []
     model_info: dict[str, Any]
     projector_info: dict[str, Any] | None = None
+    draft_info: dict[str, Any] | None = None  # as projector_info, of the small model that guesses ahead
     tensors: list[TensorEntry] = []
     capabilities: list[str]
     modified_at: str
