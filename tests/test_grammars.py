@@ -15,7 +15,7 @@ import regex
 from bench.schemas import schemas
 
 from puna.core.errors import BadRequest
-from puna.core.scheduler import inline
+from puna.core.scheduler import engine
 from puna.core.scheduler.engine import EngineOptions
 from puna.core.scheduler.guess import Lookup
 from puna.core.scheduler.inline import InlineRunner, TextParts
@@ -253,7 +253,7 @@ def test_white_space_is_bounded_so_that_a_reply_gets_on():
         ({"x-guidance": {"lenient": True}, "propertyNames": {}}, "propertyNames is not supported"),
         (
             {"x-guidance": {"coerce_one_of": True}, "oneOf": [{"type": "integer"}, {"type": "number"}]},
-            "oneOf constraints",
+            "the alternatives of a oneOf must exclude each other",
         ),
         ({"type": "integer", "minimum": 1, "exclusiveMinimum": True}, "exclusiveMinimum must be a number"),
         ({"type": "object", "minProperties": 1}, "minProperties above the number of required ones"),
@@ -411,7 +411,7 @@ class Eager(Lookup):
     ids=["seen before", "forced", "forced in part"],
 )  # fmt: skip
 def test_guesses_ahead_change_no_reply_with_a_grammar(monkeypatch, schema):
-    monkeypatch.setattr(inline, "Lookup", Eager)
+    monkeypatch.setattr(engine, "Lookup", Eager)
     wishes = [(schema, {"prompt": [5] * 60, "sampling": SamplingParams(top_k=0, seed=seed)}) for seed in range(3)]
     found = {}
     for speculate in (True, False):

@@ -31,6 +31,7 @@ REMEMBERED = 32  # schemas of one model
 STACK_BYTES = 128 * 2**20  # of address space; the compiler needs up to 14 KB for each schema within a schema
 
 LIMITS = llguidance.LLParserLimits(
+    max_items_in_row=4_000,  # four for each optional property of an object
     max_lexer_states=50_000,  # of up to 2 KB, for each reply
     verbose_errors=False,  # they would quote the schema and the reply
 )

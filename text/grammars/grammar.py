@@ -12,11 +12,18 @@ from ...core.errors import BadRequest
 
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")  # in a text that nobody outside has seen
 
+# What the library says in terms that mean nothing to whoever wrote the schema.
+WORDS = {
+    "NoExtensionBias": "no token can come next",
+    "oneOf constraints": "the alternatives of a oneOf must exclude each other by type, or by a text that one of their "
+    "properties has to be; anyOf asks for less",
+}
+
 
 def problem(matcher: llguidance.LLMatcher) -> str:
     """Return why a matcher gave up, in one line; "" if it did not."""
     first = _PLACE.sub("", matcher.get_error()).partition("\n")[0]
-    return "no token can come next" if first == "NoExtensionBias" else first
+    return next((ours for theirs, ours in WORDS.items() if first.startswith(theirs)), first)
 
 
 class SchemaGrammar:
