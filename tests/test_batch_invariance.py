@@ -3,6 +3,8 @@
 `python -m bench.schedules` plays many more of them.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from bench import schedules
@@ -10,6 +12,7 @@ from bench.schedules import Play, Schedule, Spoken, Tipster, Visit, faults, prom
 
 from puna.core.scheduler.guess import Lookup
 from puna.core.scheduler.plan import Limits
+from puna.core.tensor import cpu
 
 PACKED, PRECISE = subjects(precise=False), subjects(precise=True)
 WIDE = Limits(512, 32)
@@ -28,6 +31,14 @@ def test_a_reply_in_float32_is_the_same_in_any_company_where_the_choice_is_clear
     given = PRECISE[seed]()
     schedule = random_schedule(given, seed)
     assert faults(given, schedule) == [], schedule
+
+
+def test_only_the_matrix_library_makes_a_difference_in_float32(monkeypatch):
+    """Without it, when every product is computed row by row, float32 too is bit for bit the same."""
+    monkeypatch.setattr(cpu, "FEW", 1 << 30)
+    strict = replace(PRECISE[0](), precise=False)
+    schedule = random_schedule(strict, 1)
+    assert faults(strict, schedule) == [], schedule
 
 
 # ---- each way by itself, so that random schedules are known to go all of them --------------------------------------
