@@ -25,6 +25,8 @@ from .warmup import make_ready
 
 log = logging.getLogger("puna.serve")
 
+RUNNER = "puna.cli.runner"  # what the process of a model runs
+
 _EXPOSED = """\
 WARNING: Puna listens on {host}, not only on this machine. It asks for no password: whoever reaches
 WARNING: port {port} can use, change and delete your models. PUNA_HOST=127.0.0.1 keeps it to yourself.
@@ -44,7 +46,7 @@ async def _serve(settings: Settings) -> None:
     store = Store(settings.models)
     await asyncio.to_thread(_tidy, store, prune=not settings.noprune)
     await asyncio.to_thread(make_ready, jobs(elements={"f32", cast("ElementType", settings.kv_cache_type)}))
-    kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings))
+    kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings), RUNNER)
     try:
         await serve(settings, store, kernel.models, started=lambda port: announce(settings, port), shutdown=shutdown)
     finally:

@@ -368,7 +368,7 @@ def test_a_load_that_is_cancelled_gives_back_what_its_thread_made():
         return open_tokenizer(source)
 
     async def cancel_while_loading():
-        kernel = Kernel(Settings(), TextParts(slowly, StopStrings))
+        kernel = Kernel(Settings(runner="inline"), TextParts(slowly, StopStrings))
         lease = kernel.models.lease(ModelFiles("a", {GGUF.name: GGUF}), name="a", keep_alive=0)
         leaving = asyncio.create_task(lease.__aenter__())
         await asyncio.to_thread(entered.wait)
@@ -384,7 +384,7 @@ def test_a_load_that_is_cancelled_gives_back_what_its_thread_made():
 
 def test_the_kernel_loads_what_a_plugin_provides_and_computes_as_the_settings_say():
     async def generate():
-        kernel = Kernel(Settings(precise=True, num_batch=16, num_parallel=2), TEXT)
+        kernel = Kernel(Settings(runner="inline", precise=True, num_batch=16, num_parallel=2), TEXT)
         async with kernel.models.lease(ModelFiles("a", {GGUF.name: GGUF}), name="a") as runner:
             found = await asyncio.gather(*[outcome(runner, SHORT["ids"]) for _ in range(3)])
             assert (runner.facts.architecture, runner.facts.vocabulary) == ("llama", 419)

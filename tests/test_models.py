@@ -16,6 +16,8 @@ pytestmark = pytest.mark.asyncio
 class FakeRunner:
     """A runner that only notes its end; a gate that is not set holds its closing up."""
 
+    death = None
+
     def __init__(self, key, log, gate, failure):
         self.key, self.closed = key, asyncio.Event()
         self._log, self._gate, self._failure = log, gate, failure
