@@ -17,7 +17,7 @@ from ..core.kernel import Kernel
 from ..core.scheduler.inline import TextParts
 from ..core.settings import Settings
 from ..core.tensor.tiles import ElementType
-from ..core.tensor.warmup import jobs
+from ..core.tensor.warmup import jobs, missing
 from ..store import Store
 from ..text.stops import StopStrings
 from ..text.tokenizers import open_tokenizer
@@ -45,7 +45,9 @@ async def _serve(settings: Settings) -> None:
     shutdown = _on_signal()
     store = Store(settings.models)
     await asyncio.to_thread(_tidy, store, prune=not settings.noprune)
-    await asyncio.to_thread(make_ready, jobs(elements={"f32", cast("ElementType", settings.kv_cache_type)}))
+    wanted = jobs(elements={"f32", cast("ElementType", settings.kv_cache_type)})
+    if settings.runner == "inline" or missing(wanted):  # else this process computes nothing
+        await asyncio.to_thread(make_ready, wanted)
     kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings), RUNNER)
     try:
         await serve(settings, store, kernel.models, started=lambda port: announce(settings, port), shutdown=shutdown)

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-from collections import deque
 from contextlib import suppress
 from subprocess import DEVNULL, PIPE, STDOUT
 
@@ -18,7 +17,6 @@ from .wire import Channel, FromRunner
 log = logging.getLogger("puna.runner")
 
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"  # of a runner's lines; the server adds the time
-LAST_LINES = 3  # of its log, in the words about its death
 LINE = 2000  # characters of a line of log; what is longer is broken
 CHUNK = 2**16  # bytes
 LINGER_S = 1.0  # what a process gets to end once its socket has
@@ -29,7 +27,7 @@ class Child:
 
     def __init__(self, process: asyncio.subprocess.Process, channel: Channel[FromRunner]) -> None:
         self._process, self.channel = process, channel
-        self._last: deque[str] = deque(maxlen=LAST_LINES)
+        self._last_line = ""
         self._log = asyncio.create_task(self._copy_log(), name=f"log of {process.pid}")
 
     @classmethod
@@ -45,7 +43,7 @@ class Child:
             channel = await Channel[FromRunner].over(ours, FromRunner)
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-P", "-m", entry, str(theirs.fileno())),
+                    *(sys.executable, "-u", "-P", "-m", entry, str(theirs.fileno())),
                     stdin=DEVNULL,
                     stdout=PIPE,
                     stderr=STDOUT,
@@ -79,7 +77,7 @@ class Child:
         await asyncio.wait([self._log], timeout=LINGER_S)  # longer only if somebody else holds the pipe
         self._log.cancel()
         await self.channel.close()
-        return RunnerDied(words_of_end(code, list(self._last)))
+        return RunnerDied(words_of_end(code, self._last_line))
 
     async def _copy_log(self) -> None:
         """Log what the process prints, line by line."""
@@ -95,16 +93,16 @@ class Child:
 
     def _note(self, lines: list[str]) -> None:
         for line in filter(str.strip, lines):
-            self._last.append(line[:LINE])
-            level, _, words = line[:LINE].partition(" ")
+            self._last_line = line[:LINE]
+            level, _, words = self._last_line.partition(" ")
             known = logging.getLevelNamesMapping().get(level)
-            log.log(known or logging.INFO, "%d: %s", self.pid, words if known else line[:LINE])
+            log.log(known or logging.INFO, "%d: %s", self.pid, words if known else self._last_line)
 
 
-def words_of_end(code: int, last: list[str]) -> str:
-    """Return how a process ended. code: its exit status, or minus the number of a signal; last: lines of its log."""
+def words_of_end(code: int, last_line: str) -> str:
+    """Return how a process ended. code: its exit status, or minus the number of a signal; last_line: of its log."""
     if code >= 0:
-        said = f", and said last: {' / '.join(last)}" if last else ""
+        said = f", and said last: {last_line}" if last_line else ""
         return f"its process exited with status {code}{said}"
     with suppress(ValueError):
         name = signal.Signals(-code).name

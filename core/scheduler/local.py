@@ -151,20 +151,22 @@ class LocalRunner:
 
     async def _listen(self) -> None:
         """Hand messages to those who wait for them, until the process ends."""
+        death = None
         try:
             while (message := await self._channel.receive()) is not None:
                 self._take(message)
         except WireError as error:
-            log.error("runner %d is ended, it sent %s", self.pid, error)
+            death = RunnerDied(f"its process sent {error}")
             self._child.kill()
         except asyncio.CancelledError:  # the event loop ends
             self._child.kill()
             raise
         finally:
-            await self._bury()
+            ended = await self._child.ended()
+            self._bury(death or ended)
 
-    async def _bury(self) -> None:
-        death = await self._child.ended()
+    def _bury(self, death: RunnerDied) -> None:
+        """Tell everybody who waits for something."""
         if self._closing is None:
             self._death = death
             log.error("runner %d died: %s", self.pid, death)

@@ -65,7 +65,7 @@ class _Entry:
     users: int = 0
     used: int = 0  # place in the order of use
     useful: bool = False  # a request ended well
-    started: float = field(default_factory=time.monotonic)
+    loaded_at: float = 0.0  # on the monotonic clock
     expires_at: float | None = None
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
@@ -171,15 +171,20 @@ class Models:
 
         task = asyncio.get_running_loop().create_task(load(), name=f"load {name}")
         entry = _Entry(model.key, name, task, self._limits.keep_alive)
-        task.add_done_callback(lambda task: self._forget(entry) if not _ready(entry) else None)
+        task.add_done_callback(lambda task: self._note_loaded(entry))
         return entry
+
+    def _note_loaded(self, entry: _Entry) -> None:
+        entry.loaded_at = time.monotonic()
+        if not _ready(entry):
+            self._forget(entry)
 
     def _bury(self) -> None:
         """Take runners that died off the list; the requests they had are told by themselves."""
         for entry in list(self._entries.values()):
             death = entry.loading.result().death if _ready(entry) else None
             if death is not None:
-                if entry.useful or time.monotonic() - entry.started > STEADY_S:
+                if entry.useful or time.monotonic() - entry.loaded_at > STEADY_S:
                     self._backoff.lived(entry.key)
                 else:
                     self._backoff.died(entry.key, death, time.monotonic())

@@ -24,8 +24,7 @@ class Outbox:
     Made on the event loop that reads it. Reading raises what the reply failed with.
     """
 
-    def __init__(self, limit: int = MAX_UNREAD) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
         self._lock = threading.Lock()
@@ -81,7 +80,7 @@ class Outbox:
         self._tokens += piece.tokens
         self._logprobs += piece.logprobs
         self._held += _weight(piece)
-        if self._held > self._limit:
+        if self._held > MAX_UNREAD:
             self._given_up = True
             self._end = BadRequest(f"the reply was ended: its client left {self._held / 2**20:.0f} MB of it unread")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import suppress
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
@@ -113,7 +114,8 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     def because(cls, id: int, error: Failure) -> Refused:
         """Return the message that stands for error."""
         kind = next(kind.__name__ for kind in type(error).__mro__ if vars(errors).get(kind.__name__) is kind)
-        return cls(id, kind, str(error), {k: v for k, v in vars(error).items() if isinstance(v, str | int)})
+        values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(error).items()}
+        return cls(id, kind, str(error), {k: v for k, v in values.items() if isinstance(v, str | int)})
 
     @property
     def error(self) -> Failure:
@@ -189,7 +191,7 @@ class Channel(Generic[Received]):
             return self._decoder.decode(await self._reader.readexactly(size))
         except (asyncio.IncompleteReadError, OSError):
             return None
-        except (msgspec.MsgspecError, Failure) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError, Failure) as error:
             raise WireError(f"a message that is none: {error}") from None
 
     async def greet(self) -> None:
