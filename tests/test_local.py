@@ -222,6 +222,13 @@ async def test_closing_ends_the_replies_in_progress_and_those_that_come_too_late
     await until(lambda: held() == before)
 
 
+async def test_signals_that_ask_a_server_to_end_are_left_to_the_server():
+    async with started() as runner:
+        os.kill(runner.pid, signal.SIGTERM)
+        os.kill(runner.pid, signal.SIGINT)
+        assert (await outcome(runner, SHORT["ids"])).tokens == SHORT["greedy"]
+
+
 async def test_a_process_that_does_not_end_when_it_should_is_ended(monkeypatch):
     monkeypatch.setattr("puna.core.scheduler.local.GRACE_S", 0.1)
     runner = await LocalRunner.start(ENDLESS, load())
@@ -391,6 +398,14 @@ async def test_what_a_runner_prints_is_logged_with_its_level(caplog):
     child.kill()
     await child.ended()
     assert any(record.message == f"{child.pid}: stuck" for record in caplog.records)
+
+
+async def test_a_line_of_log_without_an_end_is_cut(caplog):
+    caplog.set_level("INFO", "puna.runner")
+    child = await Child.start("tests.wordy_runner")
+    assert str(await child.ended()).endswith("status 0, and said last: the end")
+    lengths = [len(record.message) - len(f"{child.pid}: ") for record in caplog.records]
+    assert max(lengths) == 2000
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from .wire import Channel, FromRunner
 log = logging.getLogger("puna.runner")
 
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"  # of a runner's lines; the server adds the time
-LINE = 2000  # characters of a line of log; what is longer is broken
+LINE = 2000  # characters; what a line of log has more is cut off
 CHUNK = 2**16  # bytes
 LINGER_S = 1.0  # what a process gets to end once its socket has
 
@@ -82,12 +83,11 @@ class Child:
     async def _copy_log(self) -> None:
         """Log what the process prints, line by line."""
         assert self._process.stdout is not None
-        rest = ""
+        decoder, rest = codecs.getincrementaldecoder("utf-8")("replace"), ""
         while data := await self._process.stdout.read(CHUNK):
-            *lines, rest = (rest + data.decode("utf-8", "replace")).split("\n")
-            while len(rest) > LINE:
-                lines.append(rest[:LINE])
-                rest = rest[LINE:]
+            *lines, rest = (rest + decoder.decode(data)).split("\n")
+            if len(rest) > LINE:
+                lines, rest = [*lines, rest], ""
             self._note(lines)
         self._note([rest])
 

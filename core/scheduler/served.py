@@ -47,6 +47,8 @@ def serve_runner(end: socket.socket, text: TextParts) -> None:
 
     Logs to stderr. Returns after Close, or after a load that failed; a server that has gone ends the process.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):  # a service manager sends them to everybody at once, ...
+        signal.signal(number, signal.SIG_IGN)  # ... but the server lets replies end first, and then says Close
     end_with_server(end)
     asyncio.run(_serve(end, text))
 
