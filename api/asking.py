@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,9 +13,11 @@ from msgspec import UnsetType
 from ..core.durations import LONGEST_S, parse_go_duration
 from ..core.errors import BadRequest, Unsupported
 from ..core.scheduler.models import UNSET, KeepAlive
+from .errors import ReportedAs500
 
 MAX_TOP_LOGPROBS = 20
 THINK_LEVELS = ("high", "medium", "low", "max")
+ANY_OBJECT = '{"type":"object"}'  # the JSON Schema of what is called JSON mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,8 @@ class Wish:
     keep_alive: KeepAlive = UNSET
     truncate: bool = True
     shift: bool = True
+    schema: str | None = None  # the text of a JSON Schema that the reply must follow
+    client: str = ""  # who asks
     logprobs: int | None = None  # likely tokens to report at each place; None: no log probabilities at all
     arrived_ns: int = field(default_factory=time.monotonic_ns)
 
@@ -52,10 +57,19 @@ def check_think(name: str, think: bool | str | None) -> None:
         raise Unsupported(f'"{name}" does not support thinking')
 
 
-def check_format(value: object) -> None:
-    """Refuse to constrain the form of a reply; null and "" ask for nothing. Raises Unsupported."""
-    if value not in (None, ""):
-        raise Unsupported("structured output is not available yet: leave out format")
+def schema_of(format: object) -> str | None:
+    """Return the JSON Schema that a `format` field asks replies to follow; null and "" ask for nothing.
+
+    Raises ReportedAs500 for what is neither "json" nor an object. Whether an object is a schema shows later.
+    """
+    if format in (None, ""):
+        return None
+    if format == "json":
+        return ANY_OBJECT
+    if isinstance(format, dict):
+        return json.dumps(format, ensure_ascii=False)
+    found = json.dumps(json.dumps(format, ensure_ascii=False), ensure_ascii=False)
+    raise ReportedAs500(f'invalid format: {found}; expected "json" or a valid JSON Schema object')
 
 
 def check_top_logprobs(wanted: bool, top: int) -> int | None:

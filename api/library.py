@@ -91,6 +91,7 @@ def _read_template(stored: StoredModel) -> PromptTemplate:
 
 
 def _files(stored: StoredModel) -> ModelFiles:
-    digests = [str(layer.digest) for layer in stored.weight_layers]
-    key = digests[0] if len(digests) == 1 else Digest.of("\n".join(digests).encode())
-    return ModelFiles(key, stored.weights)
+    weights, draft = ([str(layer.digest) for layer in layers] for layers in (stored.weight_layers, stored.draft_layers))
+    alone = len(weights) == 1 and not draft
+    key = weights[0] if alone else Digest.of("\n".join([*weights, "draft", *draft]).encode())
+    return ModelFiles(key, stored.weights, stored.drafts)

@@ -27,6 +27,11 @@ class BodyTooLarge(BadRequest):
         super().__init__(f"the request body is too large: at most {limit} are allowed")
 
 
+def client_of(request: Request) -> str:
+    """Return who asks, so that places can be dealt out evenly: the holder of a key, or else a machine."""
+    return request.headers.get("authorization") or (request.client.host if request.client else "")
+
+
 async def read_body(request: Request, kind: type[T], *, missing: str = "missing request body") -> T:
     """Return the JSON body of request as a kind, whatever its Content-Type says. Raises BadRequest.
 

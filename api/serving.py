@@ -98,7 +98,10 @@ class Serving:
             num_batch=options.num_batch,
             truncate=wish.truncate,
             shift=wish.shift,
+            guess=options.draft_num_predict,
+            schema=wish.schema,
             logprobs=wish.logprobs,
+            client=wish.client,
         )
 
 

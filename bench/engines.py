@@ -57,11 +57,12 @@ class Puna:
         from puna.core.scheduler.engine import EngineOptions
         from puna.core.scheduler.inline import InlineRunner, TextParts
         from puna.core.scheduler.plan import Limits
+        from puna.text.grammars import Grammars
         from puna.text.tokenizers import open_tokenizer
 
         plugins = find_plugins()
         endless = [replace(architecture, stop_tokens=()) for plugin in plugins for architecture in plugin.architectures]
-        text = TextParts(lambda source: Endless(open_tokenizer(source)), lambda _: NoStops())
+        text = TextParts(lambda source: Endless(open_tokenizer(source)), lambda _: NoStops(), Grammars)
         options = EngineOptions(
             Limits(BATCH, setting.sequences),
             setting.threads,

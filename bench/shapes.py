@@ -36,6 +36,7 @@ class Shape:
 LLAMA_VOCABULARY = 128256
 SHAPES = {
     "tiny": Shape("llama", 256, 8, 4, 2, 512, 768, tied=True, context=2048),
+    "thin": Shape("llama", 256, 16, 4, 1, 256, 768, tied=True, context=2048),  # layers of next to no work
     "medium": Shape("llama", 1024, 16, 16, 4, 4096, 16384, tied=True, context=2048),
     "llama-3.2-1b": Shape("llama", 2048, 16, 32, 8, 8192, LLAMA_VOCABULARY, tied=True, rope_factor=32),
     "llama-3.2-3b": Shape("llama", 3072, 28, 24, 8, 8192, LLAMA_VOCABULARY, tied=True, rope_factor=32),

@@ -24,7 +24,7 @@ def create_model(client: Client, name: str, path: Path | None) -> None:
             progress.step(warning)
         progress.step("gathering model components")
         gathered = gather(modelfile, folder)
-        digests = {file_name: upload(client, file, progress) for file_name, file in gathered.files.items()}
+        digests = {path: upload(client, path, progress) for path in gathered.paths}
         progress.follow(client.create(gathered.request(name, digests)))
 
 

@@ -98,6 +98,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     details: Details = Details()
     model_info: dict[str, Any] = {}
     projector_info: dict[str, Any] = {}
+    draft_info: dict[str, Any] = {}
     tensors: list[Tensor] | None = None
     capabilities: list[str] = []
 

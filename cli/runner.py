@@ -10,6 +10,7 @@ import sys
 from ..core.scheduler.child import LOG_FORMAT
 from ..core.scheduler.inline import TextParts
 from ..core.scheduler.served import serve_runner
+from ..text.grammars import Grammars
 from ..text.stops import StopStrings
 from ..text.tokenizers import open_tokenizer
 
@@ -18,7 +19,7 @@ def main() -> None:
     """Serve the model that the server names, until the server has enough of it or ends."""
     faulthandler.enable()  # a plugin that crashes says where
     logging.basicConfig(stream=sys.stderr, format=LOG_FORMAT)
-    serve_runner(socket.socket(fileno=int(sys.argv[1])), TextParts(open_tokenizer, StopStrings))
+    serve_runner(socket.socket(fileno=int(sys.argv[1])), TextParts(open_tokenizer, StopStrings, Grammars))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from ..core.settings import Settings
 from ..core.tensor.tiles import ElementType
 from ..core.tensor.warmup import jobs, missing
 from ..store import Store
+from ..text.grammars import Grammars
 from ..text.stops import StopStrings
 from ..text.tokenizers import open_tokenizer
 from .warmup import make_ready
@@ -48,7 +49,7 @@ async def _serve(settings: Settings) -> None:
     wanted = jobs(elements={"f32", cast("ElementType", settings.kv_cache_type)})
     if settings.runner == "inline" or missing(wanted):  # else this process computes nothing
         await asyncio.to_thread(make_ready, wanted)
-    kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings), RUNNER)
+    kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings, Grammars), RUNNER)
     try:
         await serve(settings, store, kernel.models, started=lambda port: announce(settings, port), shutdown=shutdown)
     finally:

@@ -49,6 +49,7 @@ def card(model: ModelCard, *, verbose: bool = False) -> str:
     sections = [
         _section("Model", _facts(model.model_info, model)),
         _section("Projector", _facts(model.projector_info) if model.projector_info else []),
+        _section("Draft", _facts(model.draft_info) if model.draft_info else []),
         _section("Capabilities", [[name] for name in model.capabilities]),
         _section("Parameters", [line.split(maxsplit=1) for line in model.parameters.splitlines() if line.strip()]),
     ]

@@ -138,6 +138,7 @@ class Kernel:
             cast("ElementType", "f32" if settings.precise else settings.kv_cache_type),
             settings.num_parallel * settings.context_length,
             settings.precise,
+            settings.speculate,
         )
 
     @property
@@ -154,11 +155,20 @@ class Kernel:
 
     async def _load_local(self, entry: str, model: ModelFiles) -> Runner:
         files = {name: str(path) for name, path in model.files.items()}
-        load = Load(files=files, options=self._options, plugins=self.settings.plugins, debug=self.settings.debug)
+        draft = {name: str(path) for name, path in model.draft.items()}
+        load = Load(
+            files=files,
+            draft=draft,
+            options=self._options,
+            plugins=self.settings.plugins,
+            debug=self.settings.debug,
+        )
         return await LocalRunner.start(entry, load, timeout_s=self.settings.load_timeout)
 
     async def _load_inline(self, model: ModelFiles) -> Runner:
-        made = asyncio.to_thread(InlineRunner, dict(model.files), self.architectures, self._text, self._options)
+        made = asyncio.to_thread(
+            InlineRunner, dict(model.files), self.architectures, self._text, self._options, draft=dict(model.draft)
+        )
         loading = asyncio.create_task(made)
         try:
             return await asyncio.shield(loading)

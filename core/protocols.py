@@ -63,7 +63,27 @@ class Grammar(Protocol):
     """What one reply may consist of. `mask` is called on a thread of its own, never while another call runs."""
 
     def mask(self) -> npt.NDArray[np.int32] | None:
-        """Return the tokens that may come next, a bit each (see `puna.core.tensor.sampling.sample`); None: all."""
+        """Return the tokens that may come next, a bit each (see `puna.core.tensor.sampling.sample`); None: all.
+
+        Those that end a reply are among them exactly where it may end. Raises BadRequest, which ends this reply alone.
+        """
 
     def accept(self, token: int) -> None:
         """Take note of the next token, one that the last mask allowed and that does not end the reply."""
+
+    def forced(self) -> list[int]:
+        """Return tokens that spell what has to come next, [] if there is a choice. There may be other spellings."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the reply is complete and nothing but its end may follow."""
+
+
+class Grammars(Protocol):
+    """Makes grammars for the replies of one model. Safe to call from several threads."""
+
+    def open(self, schema: str) -> Grammar:
+        """Return a new grammar for a reply that follows a JSON Schema. Takes a while: keep it off event loops.
+
+        Raises BadRequest for a text that is no schema, and for a schema that could not be followed to the letter.
+        """

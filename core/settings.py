@@ -184,11 +184,14 @@ class Settings:
         allowed="a whole number from 1",
     )  # fmt: skip
     kv_cache_type: str = _setting(
-        _choice("f16", "f32", "q8_0"),
+        _choice("f16", "f32", "q8_0", "q4_0"),
         "f16",
-        "element type of the key/value cache",
-        allowed="f16, f32 or q8_0",
+        "element type of the key/value cache: f16, f32, q8_0 or q4_0",
+        allowed="f16, f32, q8_0 or q4_0",
         ollama=True,
+    )
+    speculate: bool = _setting(
+        _flag, True, "guess tokens ahead where that makes replies faster; they stay the same", allowed="1 or 0"
     )
     precise: bool = _setting(
         _flag, False, "compute as the reference does: float32 activations and caches, for comparisons",

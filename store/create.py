@@ -11,7 +11,7 @@ from ..core.errors import BadRequest, Unsupported
 from . import manifests
 from .blobs import Blobs
 from .digests import Digest
-from .importing import import_files
+from .importing import import_draft, import_files
 from .manifests import CONFIG_TYPE, Layer, Manifest
 from .modelfile import ROLES, Message
 from .models import TEXT_BYTES, ModelConfig, RootFs, StoredModel
@@ -31,13 +31,14 @@ class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, Any] | None = None  # laid over those of the base, one by one
     messages: list[Message] | None = None  # instead of those of the base
     requires: str | None = None
+    draft: str | None = None  # a model whose weights shall guess ahead
+    draft_files: dict[str, str] | None = None  # or the files of one; as `files`
     # What follows is refused, by name, rather than passed over.
     adapters: dict[str, str] | None = None
     quantize: str | None = None
     renderer: str | None = None
     parser: str | None = None
     remote_host: str | None = None
-    draft_files: dict[str, str] | None = None
     draft_quantize: str | None = None
 
 
@@ -47,8 +48,7 @@ _REFUSED = {
     "renderer": "built-in renderers are not supported; give a template",
     "parser": "built-in parsers are not supported",
     "remote_host": "remote models are not supported",
-    "draft_files": "draft models are not supported",
-    "draft_quantize": "draft models are not supported",
+    "draft_quantize": "quantization is not supported yet; import the draft model as it is, or quantize it before",
 }
 
 
@@ -59,13 +59,15 @@ def check(request: CreateRequest) -> None:
             raise Unsupported(problem)
     if not request.from_ and request.files is None:
         raise BadRequest("neither 'from' or 'files' was specified")
+    if request.draft and request.draft_files:
+        raise BadRequest("both 'draft' and 'draft_files' were specified; a model has one draft")
     for message in request.messages or ():
         if message.role not in ROLES:
             raise BadRequest(f"a message has the role {message.role!r}, expected one of {', '.join(ROLES)}")
     checked_parameters(request.parameters or {})
 
 
-class Draft:
+class NewModel:
     """A model in the making. Nothing refers to it until its manifest is written, so it may be dropped at any time."""
 
     def __init__(self, config: ModelConfig, layers: Iterable[Layer], blobs: Blobs) -> None:
@@ -81,6 +83,11 @@ class Draft:
         """Put a layer of the first media type in place of all layers of these types."""
         self._layers = [layer for layer in self._layers if layer.media_type not in media_types]
         self.add(media_types[0], data)
+
+    def replace_draft(self, layers: Iterable[Layer]) -> None:
+        """Let the weights in these layers guess ahead, in place of those that did."""
+        self._layers = [layer for layer in self._layers if layer.media_type != manifests.DRAFT]
+        self._layers += [msgspec.structs.replace(layer, media_type=manifests.DRAFT) for layer in layers]
 
     def add(self, media_type: str, data: bytes) -> None:
         """Add a layer with the given bytes, unless the same one is there."""
@@ -119,25 +126,40 @@ class Draft:
         return msgspec.json.encode(config)
 
 
-def draft(request: CreateRequest, base: StoredModel | None, blobs: Blobs) -> Generator[Progress, None, Draft]:
-    """Return the model that a checked request asks for. base: the model it names in `from`. Raises BadRequest."""
+def build(
+    request: CreateRequest, base: StoredModel | None, draft: StoredModel | None, blobs: Blobs
+) -> Generator[Progress, None, NewModel]:
+    """Return the model that a checked request asks for. Raises BadRequest.
+
+    base, draft: the models it names in `from` and in `draft`.
+    """
     if base is not None:
-        config, layers = base.config, _inherited(base)
+        config, layers = base.config, _inherited(base, base.manifest.layers)
     else:
         imported = yield from import_files(request.files or {}, blobs)
         config, layers = imported.config, imported.layers
     if request.requires:
         config = msgspec.structs.replace(config, requires=request.requires)
-    made = Draft(config, layers, blobs)
+    made = NewModel(config, layers, blobs)
+    if draft is not None:
+        made.replace_draft(_weights(draft))
+    elif request.draft_files:
+        made.replace_draft((yield from import_draft(request.draft_files, blobs)))
     _add_texts(made, request, base.params if base else {})
     return made
 
 
-def _inherited(base: StoredModel) -> list[Layer]:
-    return [msgspec.structs.replace(layer, from_=base.name.short) for layer in base.manifest.layers]
+def _inherited(base: StoredModel, layers: Iterable[Layer]) -> list[Layer]:
+    return [msgspec.structs.replace(layer, from_=base.name.short) for layer in layers]
 
 
-def _add_texts(made: Draft, request: CreateRequest, params: Mapping[str, Any]) -> None:
+def _weights(draft: StoredModel) -> list[Layer]:
+    if not draft.weight_layers:
+        raise BadRequest(f"{draft.name} cannot be a draft: it has no layer of weights that can be run here")
+    return _inherited(draft, draft.weight_layers)
+
+
+def _add_texts(made: NewModel, request: CreateRequest, params: Mapping[str, Any]) -> None:
     if request.template:
         made.replace((manifests.TEMPLATE, manifests.OLD_TEMPLATE), request.template.encode())
     if request.system:

@@ -39,6 +39,7 @@ class ShowInfo(msgspec.Struct, frozen=True, kw_only=True):
     details: Details
     model_info: dict[str, Any]
     projector_info: dict[str, Any] | None
+    draft_info: dict[str, Any] | None
     tensors: list[TensorLine]
     modified_at: datetime
     requires: str
@@ -67,7 +68,8 @@ def show(
         messages=list(model.messages),
         details=model.details,
         model_info=model_info,
-        projector_info=_projector_info(model, verbose),
+        projector_info=_info_of_first(model.open_projectors(), verbose),
+        draft_info=_info_of_first(model.open_drafts(), verbose),
         tensors=tensors,
         modified_at=model.modified_at,
         requires=model.config.requires,
@@ -88,8 +90,7 @@ def _model_info(source: WeightSource, verbose: bool) -> dict[str, Any]:
     return info | {"general.parameter_count": parameter_count(source.tensors.values())}
 
 
-def _projector_info(model: StoredModel, verbose: bool) -> dict[str, Any] | None:
-    sources = model.open_projectors()
+def _info_of_first(sources: list[WeightSource], verbose: bool) -> dict[str, Any] | None:
     try:
         return _model_info(sources[0], verbose) if sources else None
     finally:
@@ -102,12 +103,15 @@ def _tensor_lines(source: WeightSource) -> list[TensorLine]:
 
 
 def _modelfile(model: StoredModel, system: str | None, template: str | None, options: Mapping[str, Any]) -> str:
-    checkpoint = model.config.model_format == "safetensors"  # no path means a whole checkpoint, but the name does
-    weights = [model.name.short] if checkpoint or not model.weights else [str(path) for path in model.weights.values()]
+    drafts = [str(path) for path in model.drafts.values()]
+    # No path here means all files of a checkpoint, or all of a draft's, but the name of the model does.
+    named = model.config.model_format == "safetensors" or len(drafts) > 1 or not model.weights
+    weights = [model.name.short] if named else [str(path) for path in model.weights.values()]
     return render(
         model.name.short,
         [*weights, *map(str, model.projectors.values())],
         adapters=[str(path) for path in model.adapters.values()],
+        draft=drafts[0] if len(drafts) == 1 else None,
         template=template,
         system=system,
         renderer=model.config.renderer,

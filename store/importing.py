@@ -53,6 +53,17 @@ def import_files(files: Mapping[str, str], blobs: Blobs) -> Generator[Progress, 
         raise BadRequest("unknown type")
 
 
+def import_draft(files: Mapping[str, str], blobs: Blobs) -> Generator[Progress, None, list[Layer]]:
+    """Check the uploaded files of a small model that guesses ahead and return their layers. Raises BadRequest."""
+    try:
+        imported = yield from import_files(files, blobs)
+    except BadRequest as error:  # which may be about a file of the same name as one of the model's
+        raise BadRequest(f"draft: {error}") from None
+    if any(layer.media_type == PROJECTOR for layer in imported.layers):
+        raise BadRequest("draft: the files hold a projector; a draft model reads text alone")
+    return imported.layers
+
+
 def refuse_pickles(names: Mapping[str, object]) -> None:
     """Raise Unsupported if a name is one of PyTorch's pickle formats, for loading such a file runs code in it."""
     for name in names:

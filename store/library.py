@@ -10,7 +10,7 @@ from pathlib import Path
 from ..core.errors import BadModel, NotFound
 from . import create
 from .blobs import Blobs
-from .create import CreateRequest, Draft
+from .create import CreateRequest, NewModel
 from .digests import Digest
 from .folder import Folder
 from .manifests import FOLDER as MANIFESTS
@@ -87,21 +87,22 @@ class Store:
     def create(self, request: CreateRequest) -> Generator[Progress]:
         """Make a model, telling of each step. Closing the iterator early leaves the store valid and the name as it was.
 
-        Raises BadRequest, before the first step where the request alone shows it; ModelNotFound for the base.
+        Raises BadRequest, before the first step where the request alone shows it; ModelNotFound for the base or draft.
         """
         target = ModelName.parse(request.model)
         create.check(request)
         base = self.open(request.from_) if request.from_ else None
-        return self._create(target, request, base)
+        draft = self.open(request.draft) if request.draft else None
+        return self._create(target, create.build(request, base, draft, self._blobs))
 
-    def _create(self, target: ModelName, request: CreateRequest, base: StoredModel | None) -> Generator[Progress]:
-        made = yield from create.draft(request, base, self._blobs)
+    def _create(self, target: ModelName, building: Generator[Progress, None, NewModel]) -> Generator[Progress]:
+        made = yield from building
         yield from made.store_layers()
         yield Progress(status="writing manifest")
         self._publish(target, made)
         yield Progress(status="success")
 
-    def _publish(self, target: ModelName, made: Draft) -> None:
+    def _publish(self, target: ModelName, made: NewModel) -> None:
         with self._folder.locked(MANIFESTS):
             name = self._manifests.find(target)
             old = self._digests(name)

@@ -25,6 +25,7 @@ INSTRUCTIONS = (
     "template",
     "system",
     "adapter",
+    "draft",
     "renderer",
     "parser",
     "requires",
@@ -78,6 +79,7 @@ class Modelfile(msgspec.Struct, frozen=True, kw_only=True):
 
     sources: tuple[str, ...]  # FROM: names or paths, at least one
     adapters: tuple[str, ...] = ()
+    draft: str | None = None  # name or path of a small model that guesses ahead
     template: str | None = None
     system: str | None = None
     licenses: tuple[str, ...] = ()
@@ -108,6 +110,7 @@ def parse(text: str) -> Modelfile:
     return Modelfile(
         sources=sources,
         adapters=tuple(_values(instructions, "adapter"))[-1:],
+        draft=_last(instructions, "draft") or None,
         template=_last(instructions, "template"),
         system=_last(instructions, "system"),
         licenses=tuple(_values(instructions, "license")),
@@ -208,6 +211,7 @@ def render(
     sources: Sequence[str],
     *,
     adapters: Sequence[str] = (),
+    draft: str | None = None,
     template: str | None = None,
     system: str | None = None,
     renderer: str | None = None,
@@ -226,7 +230,7 @@ def render(
     lines += [f"FROM {source}" for source in sources[:1]]
     lines += [f"ADAPTER {adapter}" for adapter in adapters]
     lines += [f"FROM {source}" for source in sources[1:]]
-    texts = {"TEMPLATE": template, "SYSTEM": system, "RENDERER": renderer, "PARSER": parser}
+    texts = {"DRAFT": draft, "TEMPLATE": template, "SYSTEM": system, "RENDERER": renderer, "PARSER": parser}
     lines += [f"{instruction} {quoted(text)}" for instruction, text in texts.items() if text]
     lines += [f"PARAMETER {line}" for line in parameter_lines(parameters or {})]
     lines += [f"LICENSE {quoted(text)}" for text in licenses]

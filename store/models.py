@@ -110,6 +110,11 @@ class StoredModel:
         """The layers that hold the weights: one GGUF file, its splits, or the files of a checkpoint."""
         return self._layers(manifests.MODEL) or self._layers(manifests.CHECKPOINT)
 
+    @property
+    def draft_layers(self) -> list[Layer]:
+        """The layers that hold the small model that guesses ahead."""
+        return self._layers(manifests.DRAFT)
+
     @cached_property
     def weights(self) -> Mapping[str, Path]:
         """File name to path, for `open_weights`."""
@@ -124,6 +129,11 @@ class StoredModel:
     def adapters(self) -> Mapping[str, Path]:
         """File name to path of each adapter."""
         return self._files(self._layers(manifests.ADAPTER), "adapter")
+
+    @cached_property
+    def drafts(self) -> Mapping[str, Path]:
+        """File name to path of the small model that guesses ahead, for `open_weights`; empty if there is none."""
+        return self._files(self.draft_layers, "draft")
 
     @cached_property
     def template(self) -> str | None:
@@ -161,6 +171,10 @@ class StoredModel:
     def open_projectors(self) -> list[WeightSource]:
         """Open each projector; the caller closes them. Raises BadModel."""
         return [open_weights({name: path}) for name, path in self.projectors.items()]
+
+    def open_drafts(self) -> list[WeightSource]:
+        """Open the draft, if there is one; the caller closes it. Raises BadModel."""
+        return [open_weights(self.drafts)] if self.drafts else []
 
     def check(self) -> None:
         """Raise BadModel unless every blob is there, of the size that the manifest gives."""

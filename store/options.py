@@ -59,11 +59,11 @@ OPTIONS = _table(
     Option("presence_penalty", "float32", 0.0, "reply"),
     Option("frequency_penalty", "float32", 0.0, "reply"),
     Option("stop", "array", [], "reply"),
+    Option("draft_num_predict", "integer", None, "reply"),  # most tokens of a guess; 0: none; None: as many as pay
     Option("num_gpu", "integer", -1, "hint"),  # layers on the accelerator
     Option("main_gpu", "integer", 0, "hint"),
     Option("num_thread", "integer", 0, "hint"),
     Option("use_mmap", "boolean", None, "hint"),
-    Option("draft_num_predict", "integer", 0, "hint"),  # speculation gives the same text, sooner
 )
 
 # Options that only warn in a Modelfile, and what they may be in a request: a test for values that ask for nothing.
@@ -126,11 +126,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     stop: tuple[str, ...] = ()
+    draft_num_predict: int | None = None
     num_gpu: int | None = None
     main_gpu: int = 0
     num_thread: int | None = None
     use_mmap: bool | None = None
-    draft_num_predict: int = 0
 
     @classmethod
     def merge(cls, defaults: Options, model: Mapping[str, Any], request: Mapping[str, Any]) -> Options:
@@ -226,6 +226,8 @@ def _meaning(name: str, value: Value) -> Any:
         case (("num_predict" | "num_thread"), int(count)) if count <= 0:
             return None
         case (("seed" | "num_gpu"), -1):
+            return None
+        case "draft_num_predict", int(count) if count < 0:
             return None
         case "stop", list(texts):
             return tuple(texts)

@@ -6,7 +6,7 @@ A server never reads the paths of a FROM line; that is why this is not part of `
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,35 +31,35 @@ class Gathered:
     """What a Modelfile asks for: files to upload as blobs, and the request but for their digests."""
 
     files: Mapping[str, Path]  # name in the request to path
+    draft_files: Mapping[str, Path]  # likewise, of the draft
     fields: CreateRequest
 
-    def request(self, model: str, digests: Mapping[str, Digest]) -> CreateRequest:
-        """Return the request to make model. digests: of every one of `files`, by the same names."""
-        files = {name: str(digests[name]) for name in self.files}
-        return msgspec.structs.replace(self.fields, model=model, files=files or None)
+    @property
+    def paths(self) -> list[Path]:
+        """Every file to upload, once."""
+        return list(dict.fromkeys([*self.files.values(), *self.draft_files.values()]))
+
+    def request(self, model: str, digests: Mapping[Path, Digest]) -> CreateRequest:
+        """Return the request to make model. digests: of every one of `paths`."""
+        files, draft_files = (
+            {name: str(digests[path]) for name, path in files.items()} or None
+            for files in (self.files, self.draft_files)
+        )
+        return msgspec.structs.replace(self.fields, model=model, files=files, draft_files=draft_files)
 
 
 def gather(modelfile: Modelfile, folder: Path) -> Gathered:
     """Return what modelfile, which lies in folder, asks for.
 
-    A FROM is a path if something lies there, else a model's name. Raises NotFound for one that is neither; BadRequest
-    for directories without weights, links that lead out of a directory, files that cannot be used; Unsupported for
-    pickles and adapters.
+    A FROM or a DRAFT is a path if something lies there, else a model's name. Raises NotFound for one that is neither;
+    BadRequest for directories without weights, links that lead out of a directory, files that cannot be used;
+    Unsupported for pickles and adapters.
     """
     if modelfile.adapters:
         raise Unsupported("adapters are not supported yet")
-    files: dict[str, Path] = {}
-    name = None
-    for source in modelfile.sources:
-        path = folder / _expanded(source)
-        if not path.exists():
-            name = _model_name(source, path)
-        for file_name, file in _files_of(path) if path.exists() else ():
-            if files.setdefault(file_name, file) != file:
-                raise BadRequest(f"two files are called {file_name}: {files[file_name]} and {file}")
-    for file in files.values():
-        _check_content(file)
-    return Gathered({} if name else files, _fields(modelfile, name))
+    name, files = _found("FROM", modelfile.sources, folder)
+    draft, draft_files = _found("DRAFT", (modelfile.draft,) if modelfile.draft else (), folder)
+    return Gathered(files, draft_files, _fields(modelfile, name, draft))
 
 
 def digest_of(path: Path) -> Digest:
@@ -68,19 +68,36 @@ def digest_of(path: Path) -> Digest:
         return Digest(f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}")
 
 
-def _model_name(source: str, path: Path) -> str:
+def _found(instruction: str, sources: Iterable[str], folder: Path) -> tuple[str | None, dict[str, Path]]:
+    """Return what the values of an instruction stand for: a model's name, or else files by name."""
+    files: dict[str, Path] = {}
+    name = None
+    for source in sources:
+        path = folder / _expanded(source)
+        if not path.exists():
+            name = _model_name(instruction, source, path)
+        for file_name, file in _files_of(path) if path.exists() else ():
+            if files.setdefault(file_name, file) != file:
+                raise BadRequest(f"two files are called {file_name}: {files[file_name]} and {file}")
+    for file in files.values():
+        _check_content(file)
+    return name, {} if name else files
+
+
+def _model_name(instruction: str, source: str, path: Path) -> str:
     """Return source, which names no file, if it can name a model. Raises NotFound."""
     try:
         ModelName.parse(source)
     except InvalidName:
-        raise NotFound(f"FROM {source}: there is no file or folder {path.absolute()}") from None
+        raise NotFound(f"{instruction} {source}: there is no file or folder {path.absolute()}") from None
     return source
 
 
-def _fields(modelfile: Modelfile, name: str | None) -> CreateRequest:
+def _fields(modelfile: Modelfile, name: str | None, draft: str | None) -> CreateRequest:
     return CreateRequest(
         model="",
         from_=name,
+        draft=draft,
         template=modelfile.template,
         system=modelfile.system,
         license=list(modelfile.licenses) or None,
@@ -100,7 +117,7 @@ def _expanded(source: str) -> Path:
 
 
 def _files_of(path: Path) -> Iterator[tuple[str, Path]]:
-    """Yield name and path of the files that a FROM path stands for."""
+    """Yield name and path of the files that a path in a Modelfile stands for."""
     if not path.is_dir():
         refuse_pickles({path.name: path})
         yield path.name, path

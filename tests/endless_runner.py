@@ -5,6 +5,7 @@ import sys
 
 from puna.core.scheduler.inline import TextParts
 from puna.core.scheduler.served import serve_runner
+from puna.text.grammars import Grammars
 from puna.text.stops import StopStrings
 from puna.text.tokenizers import open_tokenizer
 
@@ -22,4 +23,4 @@ class WithoutEnd:
 
 
 if __name__ == "__main__":
-    serve_runner(socket.socket(fileno=int(sys.argv[1])), TextParts(WithoutEnd, StopStrings))
+    serve_runner(socket.socket(fileno=int(sys.argv[1])), TextParts(WithoutEnd, StopStrings, Grammars))

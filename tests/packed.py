@@ -147,7 +147,7 @@ def _by_rows(field: np.ndarray) -> np.ndarray:
 class Columns:
     """Quantised activations, one row a token, those that only fill a tile included."""
 
-    codes: np.ndarray  # [T padded, D] int8
+    codes: np.ndarray  # [T padded, D] int8, or int16 on processors that multiply those
     starts: np.ndarray  # [T padded, D / 32, 3] int32
     pairs: np.ndarray  # [T padded, D / 256, 12] int32, if the unit is 256
     steps: np.ndarray  # [T padded, D / unit] float32
@@ -161,17 +161,20 @@ class Columns:
 
 def columns_of(x: Quantised, D: int) -> Columns:
     """Take the tiles of x apart."""
+    each = 4 // x.codes.itemsize  # columns of a step
     bounds = [*range(0, len(x.codes) // D, WIDTH), len(x.codes) // D]  # of tiles; the last may be narrower
     cursors = [_Run(flat) for flat in (x.codes, x.starts, x.pairs, x.steps)]
     found: list[list[list[np.ndarray]]] = [[] for _ in cursors]
     for first in range(0, D // 32, 8):
         subs = min(8, D // 32 - first)
-        sizes = [subs * 8, subs * 3, 12 if x.unit == 256 else 0, 1 if x.unit == 256 else subs * 3]
-        for field, (cursor, size, last) in enumerate(zip(cursors, sizes, (4, 1, 1, 1), strict=True)):
+        sizes = [subs * 32 // each, subs * 3, 12 if x.unit == 256 else 0, 1 if x.unit == 256 else subs * 3]
+        for field, (cursor, size, last) in enumerate(zip(cursors, sizes, (each, 1, 1, 1), strict=True)):
             tiles = [cursor.take(size, stop - start, last) for start, stop in itertools.pairwise(bounds)]
             found[field].append([tile.swapaxes(0, 1).reshape(tile.shape[1], -1) for tile in tiles])
     codes, starts, pairs, steps = (np.concatenate([np.concatenate(tiles) for tiles in chunks], 1) for chunks in found)
     padded, others = len(codes), np.empty((len(codes), 0, 2), np.float32)
+    if each == 2:  # columns 0 and 2, then 1 and 3
+        codes = codes.reshape(padded, -1, 2, 2).swapaxes(2, 3).reshape(padded, -1)
     if x.unit == 32:
         steps, others = steps.reshape(padded, -1, 3)[..., 0], steps.reshape(padded, -1, 3)[..., 1:]
     return Columns(codes, starts.reshape(padded, -1, 3), pairs.reshape(padded, -1, 12), steps, others)

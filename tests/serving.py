@@ -23,6 +23,7 @@ from puna.core.scheduler.runner import RunnerFacts
 from puna.core.scheduler.stats import EngineStats
 from puna.core.settings import Address, Settings
 from puna.store import CreateRequest, Store, digest_of
+from puna.text.grammars import Grammars
 from puna.text.stops import StopStrings
 from puna.text.tokenizers import open_tokenizer
 
@@ -138,7 +139,7 @@ async def _serve(
 @asynccontextmanager
 async def _models(settings: Settings, runner: ScriptedRunner | None) -> AsyncIterator[Models]:
     if runner is None:
-        kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings), RUNNER)
+        kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings, Grammars), RUNNER)
         try:
             yield kernel.models
         finally:

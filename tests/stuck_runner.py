@@ -14,4 +14,4 @@ def wait_for_ever(source):
 
 
 if __name__ == "__main__":
-    serve_runner(socket.socket(fileno=int(sys.argv[1])), TextParts(wait_for_ever, wait_for_ever))
+    serve_runner(socket.socket(fileno=int(sys.argv[1])), TextParts(wait_for_ever, wait_for_ever, wait_for_ever))

@@ -117,7 +117,11 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"model": "a b"}, 400, "model is required"),
         ({"tools": [TOOL]}, 400, "registry.ollama.ai/library/demo:latest does not support tools"),
         ({"think": True}, 400, '"demo" does not support thinking'),
-        ({"format": {"type": "object"}}, 400, "structured output is not available yet: leave out format"),
+        (
+            {"format": [1]},
+            500,
+            'invalid format: "[1]"; expected "json" or a valid JSON Schema object',
+        ),
         ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, 400, '"demo" cannot read images'),
         ({"messages": [{"role": "u", "content": [1]}]}, 400, "messages[0].content: expected `str | null`, got `array`"),
         ({"messages": [{"content": "x"}]}, 400, "messages[0]: object missing required field `role`"),
@@ -134,6 +138,25 @@ async def test_what_cannot_be_served_is_refused(tmp_path, body, status, error):
         answer = await live.http.post("/api/chat", content=content)
     assert (answer.status_code, answer.json()) == (status, {"error": error})
     assert not runner.seen
+
+
+@pytest.mark.parametrize(
+    ("format", "schema"),
+    [
+        ("json", {"type": "object"}),
+        ({"type": "array", "items": {"enum": ["é", None]}}, {"type": "array", "items": {"enum": ["é", None]}}),
+        ({"properties": {"b": {}, "a": {}}}, {"properties": {"b": {}, "a": {}}}),
+        ("", None),
+        (None, None),
+    ],
+)
+async def test_a_format_reaches_the_runner_as_a_schema(tmp_path, format, schema):
+    runner = ScriptedRunner()
+    async with running_server(tmp_path, runner) as live:
+        await make_model(live.store, "demo")
+        assert (await ask(live, format=format)).status_code == 200
+    found = runner.seen[-1].schema
+    assert repr(None if found is None else json.loads(found)) == repr(schema)  # keys in their order
 
 
 async def test_neutral_values_are_accepted(tmp_path):

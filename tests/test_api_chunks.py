@@ -1,6 +1,7 @@
 """How replies are worded: runner events in, API objects out."""
 
 import json
+from dataclasses import replace
 
 import msgspec
 
@@ -52,6 +53,16 @@ def test_the_last_generate_chunk_has_no_text_but_the_metrics_and_the_context():
 def test_a_whole_generate_answer_has_both():
     answer = plain(native.GenerateWriter("demo").whole(Piece("Hello"), ENDED))
     assert (answer["response"], answer["done"], answer["eval_count"]) == ("Hello", True, 4)
+
+
+def test_an_answer_says_what_was_dropped_and_what_need_not_be_computed():
+    finished = msgspec.structs.replace(FINISHED, cached_tokens=8, truncated=5, shifted=3)
+    ended = replace(ENDED, finished=finished)
+    (chunk,) = native.GenerateWriter("demo").end(ended)
+    ours = {"prompt_cached_count": 8, "prompt_truncated_count": 5, "context_shifted_count": 3}
+    assert ours.items() <= plain(chunk).items()
+    usage = plain(openai.ChatWriter("demo").whole(Piece("Hello"), ended))["usage"]
+    assert usage == USAGE | {"prompt_tokens_details": {"cached_tokens": 8, "truncated_tokens": 5, "shifted_tokens": 3}}
 
 
 def test_a_load_answer_carries_no_metrics():

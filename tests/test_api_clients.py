@@ -5,6 +5,7 @@ import functools
 import json
 
 import anyio.to_thread
+import jsonschema
 import ollama
 import openai
 import pytest
@@ -145,6 +146,51 @@ async def test_openai_completes(tmp_path):
         chunks = [chunk async for chunk in await ask(stream=True)]
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
     assert len(whole.choices[0].logprobs.tokens) == 6
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+async def test_ollama_gets_a_reply_in_the_format_it_asks_for(tmp_path):
+    def session(client):
+        wild = {"temperature": 1, "num_ctx": 512, "num_predict": 400}
+        with pytest.raises(ollama.ResponseError, match="uniqueItems is not supported, at #/items") as refused:
+            client.chat("demo", HI, format={"type": "array", "items": {"uniqueItems": True}}, stream=False)
+        chats = [client.chat("demo", HI, format=PERSON, options=wild | {"seed": seed}) for seed in range(3)]
+        return refused.value.status_code, chats, client.generate("demo", "The cat", format={"const": {}}, options=wild)
+
+    async with running_server(tmp_path) as live:
+        await make_model(live.store, "demo")
+        status, chats, generated = await with_ollama(live, session)
+    assert status == 400
+    for chat in chats:
+        assert chat.done_reason == "stop"
+        jsonschema.validate(json.loads(chat.message.content), PERSON)
+    assert json.loads(generated.response) == {}
+
+
+async def test_openai_gets_a_reply_in_the_format_it_asks_for(tmp_path):
+    async with running_server(tmp_path) as live, openai_client(live) as client:
+        await make_model(live.store, "demo")
+        ask = functools.partial(client.chat.completions.create, model="demo", messages=HI, max_tokens=400, seed=3)
+        named = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}}
+        whole = await ask(response_format=named)
+        chunks = [chunk async for chunk in await ask(response_format=named, stream=True)]
+        cut = await ask(response_format={"type": "json_object"}, max_tokens=2)
+        refusing = named | {"json_schema": {"name": "x", "schema": {"not": {}}}}
+        with pytest.raises(openai.BadRequestError, match="not is not supported, at #"):
+            await ask(response_format=refusing)
+    jsonschema.validate(json.loads(whole.choices[0].message.content), PERSON)
+    assert (whole.choices[0].finish_reason, cut.choices[0].finish_reason) == ("stop", "length")
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
 
 
 async def test_openai_lists_models_and_raises_typed_errors(tmp_path):

@@ -184,8 +184,10 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
         ({"tool_choice": "required"}, 400, "tool_choice"),
         ({"n": 2}, 400, "n must be 1"),
         ({"logit_bias": {"5": 1}}, 400, "logit_bias"),
-        ({"response_format": {"type": "json_object"}}, 400, "structured output is not available yet"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, 400, "response_format must be text"),
+        ({"response_format": {"type": "grammar"}}, 400, 'response_format: type "grammar" is not supported'),
+        ({"response_format": {"type": "json_schema"}}, 400, "json_schema needs json_schema.schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, 400, "needs json_schema.schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}}, 400, "json_schema.schema:"),
         ({"reasoning_effort": "high"}, 400, '"demo" does not support thinking'),
         ({"reasoning": {"effort": "low"}}, 400, '"demo" does not support thinking'),
         ({"reasoning_effort": "vast"}, 400, 'invalid reasoning value: "vast"'),
@@ -235,6 +237,27 @@ async def test_a_completion_that_cannot_be_served_is_refused(tmp_path, body, sta
         answer = await complete(live, **body)
     assert answer.status_code == status
     assert said in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("response_format", "schema"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, {"type": "object"}),
+        (
+            {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": {"const": None}}},
+            {"const": None},
+        ),
+        ({"type": "json_schema", "json_schema": {"schema": {}}}, {}),
+    ],
+)
+async def test_a_response_format_reaches_the_runner_as_a_schema(tmp_path, response_format, schema):
+    runner = ScriptedRunner()
+    async with running_server(tmp_path, runner) as live:
+        await make_model(live.store, "demo")
+        assert (await chat(live, response_format=response_format)).status_code == 200
+    found = runner.seen[-1].schema
+    assert (None if found is None else json.loads(found)) == schema
 
 
 async def test_neutral_values_are_accepted(tmp_path):

@@ -15,13 +15,13 @@ from puna.core.tensor import attend, attend_all
 from puna.core.tensor.cpu_attention import CpuSeen, CpuSpans
 from puna.core.tensor.jit import kernel
 from puna.core.tensor.simd import FLOATS, Emitter, exp, exp2, tanh
-from puna.core.tensor.tiles import new_tiles, store
+from puna.core.tensor.tiles import CODED, new_tiles, store
 
 LANES = 16
 
 kernels = settings(deadline=None, max_examples=60)  # the first call of a kernel may compile it
 seeds = st.integers(0, 1 << 32)
-elements = st.sampled_from(["f32", "f16", "q8_0"])
+elements = st.sampled_from(["f32", "f16", "q8_0", "q4_0"])
 
 
 def floats(rng, *shape):
@@ -54,6 +54,8 @@ def seen_of(*sequences, element="f32", **sight):
 def read(spans, begin, F):
     """Return keys [S, K, E] and values [S, K, F] of the tiles from table[begin] on, in float64."""
     keys, key_scales, values, value_scales = spans.tiles
+    if keys.dtype == np.uint8:
+        keys, values = halves_apart(keys, 2), halves_apart(values, 3)
     if keys.dtype == np.int8:
         keys = keys * np.repeat(key_scales.view(np.float16).astype(np.float64), 32, axis=2)
         values = values * np.repeat(value_scales.view(np.float16).astype(np.float64), 32, axis=3)
@@ -65,6 +67,13 @@ def read(spans, begin, F):
         values[here].astype(np.float64).transpose(0, 2, 1, 3),
     )
     return [a.reshape(-1, *a.shape[2:])[..., :size] for a, size in zip(in_order, (keys.shape[2], F), strict=True)]
+
+
+def halves_apart(codes, axis):
+    """Return q4_0's codes -8 to 7 one by one: of each 16 bytes the lower halves, then the upper ones."""
+    blocks = np.moveaxis(codes, axis, -1).reshape(*np.delete(codes.shape, axis), -1, 1, 16)
+    apart = np.concatenate([blocks & 15, blocks >> 4], axis=-2).astype(np.int8) - np.int8(8)
+    return np.moveaxis(apart.reshape(*np.delete(codes.shape, axis), -1), -1, axis)
 
 
 def seen_by(row, position, seen):
@@ -107,7 +116,7 @@ def attention(draw, sizes, most_heads, behind, lengths):
     """Queries of several sequences in one batch, and what each has behind it."""
     rng, element = np.random.default_rng(draw(seeds)), draw(elements)
     K, group, E, F = draw(st.integers(1, 3)), draw(st.integers(1, most_heads)), draw(sizes), draw(sizes)
-    if element == "q8_0":
+    if element in CODED:
         E, F = -(-E // 32) * 32, -(-F // 32) * 32
     spans = draw(st.lists(st.tuples(behind, lengths), min_size=1, max_size=4))
     sequences = [(first, floats(rng, first + n, K, E), floats(rng, first + n, K, F)) for first, n in spans]
@@ -143,7 +152,7 @@ def test_heads_and_contexts_as_models_have_them(given, cap):
     np.testing.assert_allclose(found, attend_twin(q, seen, scale, cap), rtol=1e-5, atol=3e-6)
 
 
-@pytest.mark.parametrize("element", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("element", ["f32", "f16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("sight", [{}, {"window": 700}, {"chunk": 1300}], ids=["causal", "window", "chunk"])
 @pytest.mark.parametrize("rows", [1, 20])
 def test_a_long_context_is_as_exact_as_a_short_one(element, sight, rows):
@@ -230,7 +239,7 @@ def test_queries_that_do_not_fit_the_keys_are_refused_before_memory_is_read(head
 
 
 @pytest.mark.parametrize("bad", [100.0, np.inf, -np.inf, np.nan])
-@pytest.mark.parametrize("element", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("element", ["f32", "f16", "q8_0", "q4_0"])
 def test_a_row_does_not_see_what_follows_it(element, bad):
     rng = np.random.default_rng(0)
     keys, values, q = floats(rng, 90, 1, 32), floats(rng, 90, 1, 32), floats(rng, 90, 2, 32)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import gguf
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -177,10 +178,33 @@ def test_q8_0_keeps_the_nearest_of_127_steps(tokens, size, seed):
         assert (codes == expected_codes).mean() > 0.999
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1.0, 1e4])
+def test_q4_0_keeps_what_the_reference_does(size):
+    tiles, rng = new_tiles(2, 1, 64, 32, "q4_0"), np.random.default_rng(0)
+    k, v = (rng.standard_normal((32, 1, n), np.float32) * np.float32(size) for n in (64, 32))
+    store(k, v, np.arange(32, dtype=np.int32), tiles)
+    in_order = (
+        (k, tiles.keys.transpose(0, 3, 1, 2), tiles.key_scales.transpose(0, 3, 1, 2)),
+        (v, tiles.values.transpose(0, 2, 1, 3), tiles.value_scales.transpose(0, 2, 1, 3)),
+    )
+    for numbers, codes, scales in in_order:
+        blocks = gguf.quants.quantize(numbers.reshape(-1), gguf.GGMLQuantizationType.Q4_0).reshape(-1, 18)
+        np.testing.assert_array_equal(scales.reshape(-1).view(np.float16), blocks[:, :2].reshape(-1).view(np.float16))
+        np.testing.assert_array_equal(codes.reshape(-1), blocks[:, 2:].reshape(-1))
+
+
+def test_18_bytes_of_q4_0_hold_32_numbers():
+    cache = made(element="q4_0", layout=CODED)
+    table = cache.blocks.table()
+    table.reserve(100)
+    assert cache.held_bytes == 128 * (2 * 96 + 128) * 18 // 32
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_q8_0_cannot_keep_shows(bad):
+@pytest.mark.parametrize("element", ["q8_0", "q4_0"])
+def test_what_codes_cannot_keep_shows(element, bad):
     rng, layer = np.random.default_rng(0), CODED[0]
-    cache = made(element="q8_0", layout=[layer])
+    cache = made(element=element, layout=[layer])
     table = cache.blocks.table()
     table.reserve(2)
     k, v = numbers(rng, 2, layer)
@@ -198,7 +222,7 @@ def test_what_q8_0_cannot_keep_shows(bad):
 @given(
     cuts=st.lists(st.integers(1, 39), max_size=5, unique=True).map(sorted),
     layer=st.sampled_from(CODED),
-    element=st.sampled_from(["f16", "f32", "q8_0"]),
+    element=st.sampled_from(["f16", "f32", "q8_0", "q4_0"]),
 )
 def test_a_prompt_in_chunks_is_the_prompt_at_once(cuts, layer, element):
     rng = np.random.default_rng(1)

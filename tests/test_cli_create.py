@@ -94,6 +94,22 @@ def test_files_are_uploaded_and_every_instruction_is_sent(create: Create, fake: 
     }
 
 
+def test_a_draft_is_uploaded_beside_the_model(create: Create, fake: Fake, tmp_path: Path):
+    (tmp_path / "weights.gguf").write_bytes(GGUF)
+    (tmp_path / "small.gguf").write_bytes(GGUF + b"small")
+    (tmp_path / "Modelfile").write_text("FROM weights.gguf\nDRAFT small.gguf\n")
+    small = f"sha256:{hashlib.sha256(GGUF + b'small').hexdigest()}"
+    assert create("mine")[1] == 0
+    assert fake.blobs == {DIGEST: GGUF, small: GGUF + b"small"}
+    assert sent(fake) == {"model": "mine", "files": {"weights.gguf": DIGEST}, "draft_files": {"small.gguf": small}}
+
+
+def test_a_draft_that_is_no_file_is_a_model(create: Create, fake: Fake, tmp_path: Path):
+    (tmp_path / "Modelfile").write_text("FROM llama3\nDRAFT small")
+    create("mine")
+    assert sent(fake) == {"model": "mine", "from": "llama3", "draft": "small"}
+
+
 def test_a_file_that_the_server_has_is_not_sent_again(create: Create, fake: Fake, tmp_path: Path):
     (tmp_path / "weights.gguf").write_bytes(GGUF)
     (tmp_path / "Modelfile").write_text("FROM ./weights.gguf")

@@ -96,6 +96,12 @@ def test_a_model_that_says_nothing_shows_nothing():
     assert card(ModelCard()) == ""
 
 
+def test_a_draft_has_a_section_of_its_own():
+    draft = ModelCard(draft_info={"general.architecture": "llama", "general.parameter_count": 1_235_814_432})
+    lines = [line.split() for line in card(draft).splitlines()]
+    assert lines == [["Draft"], ["architecture", "llama"], ["parameters", "1.2B"]]
+
+
 def test_a_word_that_does_not_fit_is_wiped_out_and_written_on_the_next_line():
     wrap = WordWrap(15)  # ten columns are used
     assert [wrap.push(piece) for piece in ("hello ", "wor", "ld!", " x")] == [

@@ -27,6 +27,7 @@ from puna.core.settings import Settings
 from puna.core.tensor.sampling import SamplingParams
 from puna.core.tensor.weights import open_weights
 from puna.plugins import llama
+from puna.text.grammars import Grammars
 from puna.text.stops import StopStrings
 from puna.text.tokenizers import open_tokenizer
 
@@ -36,7 +37,7 @@ FIXTURE = Path(__file__).parent / "fixtures" / "llama-bpe"
 GGUF = FIXTURE / "gguf" / "model-f32.gguf"
 CASES = {case["name"]: case for case in json.loads((FIXTURE / "cases.json").read_text())["text"]}
 SHORT = CASES["short"]
-TEXT = TextParts(open_tokenizer, StopStrings)
+TEXT = TextParts(open_tokenizer, StopStrings, Grammars)
 GREEDY = SamplingParams(temperature=0)
 
 
@@ -255,7 +256,7 @@ def test_a_prompt_without_tokens_is_refused(runner):
 
 
 def open_endless(**options):
-    return open_runner(text=TextParts(WithoutEnd, StopStrings), **options)
+    return open_runner(text=TextParts(WithoutEnd, StopStrings, Grammars), **options)
 
 
 def endless(runner):
@@ -364,7 +365,7 @@ def test_a_model_whose_tokenizer_cannot_be_read_starts_no_engine():
 
     before = engine_threads()
     with pytest.raises(BadModel, match=r"tokenizer\.ggml\.model is missing"):
-        open_runner(text=TextParts(refuse, StopStrings))
+        open_runner(text=TextParts(refuse, StopStrings, Grammars))
     assert engine_threads() == before
 
 
@@ -378,7 +379,7 @@ def test_a_load_that_is_cancelled_gives_back_what_its_thread_made():
         return open_tokenizer(source)
 
     async def cancel_while_loading():
-        kernel = Kernel(Settings(runner="inline"), TextParts(slowly, StopStrings))
+        kernel = Kernel(Settings(runner="inline"), TextParts(slowly, StopStrings, Grammars))
         lease = kernel.models.lease(ModelFiles("a", {GGUF.name: GGUF}), name="a", keep_alive=0)
         leaving = asyncio.create_task(lease.__aenter__())
         await asyncio.to_thread(entered.wait)

@@ -143,7 +143,7 @@ def test_the_kernel_offers_what_working_plugins_provide(module):
     async def names():
         kernel = Kernel(
             Settings(runner="inline", plugins=(module("broken_plugin", "1 / 0"), module("mine_plugin"))),
-            TextParts(open_tokenizer=None, stop_rule=None),
+            TextParts(open_tokenizer=None, stop_rule=None, open_grammars=None),
         )
         await kernel.close()
         return [architecture.name for architecture in kernel.architectures]

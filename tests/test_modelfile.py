@@ -124,6 +124,14 @@ def test_a_deprecated_parameter_warns_and_has_no_effect():
     assert modelfile.parameters == {"top_k": 5}
 
 
+@pytest.mark.parametrize(
+    ("lines", "draft"),
+    [("", None), ("DRAFT small", "small"), ('draft a\nDraft "./b c.gguf"', "./b c.gguf"), ('DRAFT a\nDRAFT ""', None)],
+)
+def test_the_last_draft_counts(lines, draft):
+    assert parse(f"FROM m\n{lines}").draft == draft
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_byte_order_mark_selects_the_encoding(encoding):
     assert parse(decode("FROM m\nSYSTEM Grüße".encode(encoding))).system == "Grüße"
@@ -153,6 +161,7 @@ def test_a_rendered_modelfile_reads_back_the_same(text):
         "m:latest",
         ["/weights", "/projector"],
         system=text,
+        draft="/my draft",
         template="{{ .Prompt }}",
         parameters=parameters,
         licenses=["free\nas in beer"],
@@ -160,6 +169,7 @@ def test_a_rendered_modelfile_reads_back_the_same(text):
     )
     modelfile = parse(written)
     assert modelfile.sources == ("/weights", "/projector")
+    assert modelfile.draft == "/my draft"
     assert (modelfile.system or "") == text
     assert modelfile.template == "{{ .Prompt }}"
     assert modelfile.parameters == parameters
@@ -224,6 +234,12 @@ def test_special_numbers_are_spelled_out():
     )
     assert Options.merge(Options(), {}, {"seed": 0}).seed == 0
     assert Options.merge(Options(), {}, {"num_predict": 7}).num_predict == 7
+
+
+@pytest.mark.parametrize(("given", "most"), [(None, None), (-1, None), (0, 0), (3, 3)])
+def test_how_far_to_guess_ahead_is_told_from_not_at_all(given, most):
+    assert Options.merge(Options(), {"draft_num_predict": given}, {}).draft_num_predict == most
+    assert Options.merge(Options(), {"draft_num_predict": 5}, {"draft_num_predict": 0}).draft_num_predict == 0
 
 
 @pytest.mark.parametrize(
@@ -327,9 +343,28 @@ def test_files_are_named_relative_to_the_modelfile(tmp_path):
         "model.gguf": tmp_path / "weights/model.gguf",
         "mmproj.gguf": tmp_path / "mmproj.gguf",
     }
-    digests = {name: digest_of(path) for name, path in gathered.files.items()}
-    assert digests["mmproj.gguf"] == Digest.of(b"mmproj.gguf")
-    assert gathered.request("mine", digests).files == {name: str(digest) for name, digest in digests.items()}
+    digests = {path: digest_of(path) for path in gathered.paths}
+    assert gathered.request("mine", digests).files == {
+        "model.gguf": str(Digest.of(b"weights/model.gguf")),
+        "mmproj.gguf": str(Digest.of(b"mmproj.gguf")),
+    }
+
+
+def test_the_draft_has_files_of_its_own_and_none_is_uploaded_twice(tmp_path):
+    write(tmp_path, "big/model.gguf", "small/model.gguf", "small/model-draft.gguf")
+    gathered = gather(parse("FROM big/model.gguf\nDRAFT small"), tmp_path)
+    assert gathered.draft_files == {name: tmp_path / "small" / name for name in ("model.gguf", "model-draft.gguf")}
+    request = gathered.request("mine", {path: digest_of(path) for path in gathered.paths})
+    assert request.files == {"model.gguf": str(Digest.of(b"big/model.gguf"))}
+    assert request.draft_files["model.gguf"] == str(Digest.of(b"small/model.gguf"))
+    assert gather(parse("FROM big/model.gguf\nDRAFT big/model.gguf"), tmp_path).paths == [tmp_path / "big/model.gguf"]
+
+
+def test_a_draft_where_nothing_lies_is_a_models_name(tmp_path):
+    request = gather(parse("FROM llama3\nDRAFT llama3:1b"), tmp_path).request("mine", {})
+    assert (request.from_, request.draft, request.draft_files) == ("llama3", "llama3:1b", None)
+    with pytest.raises(NotFound, match=r"^DRAFT \./absent\.gguf: there is no file or folder"):
+        gather(parse("FROM llama3\nDRAFT ./absent.gguf"), tmp_path)
 
 
 def test_a_home_folder_is_expanded(tmp_path, monkeypatch):

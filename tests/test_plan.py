@@ -1,11 +1,14 @@
 """Who runs when: pure tests of the scheduler, with sequences that nothing computes."""
 
+from dataclasses import dataclass, field
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.errors import BadRequest
-from puna.core.memory.blocks import Blocks, Capacity
+from puna.core.memory.blocks import BLOCK, Blocks, Capacity
+from puna.core.plugin import Causal, Window
 from puna.core.scheduler.messages import Generate
 from puna.core.scheduler.plan import Limits, Scheduler
 from puna.core.scheduler.sequence import Sequence
@@ -151,7 +154,8 @@ def test_a_shifted_reply_reads_what_is_left_of_it_as_a_prompt():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("num_ctx", 0), ("num_batch", 0), ("num_batch", -5), ("max_tokens", 0), ("logprobs", -1)]
+    ("name", "value"),
+    [("num_ctx", 0), ("num_batch", 0), ("num_batch", -5), ("max_tokens", 0), ("logprobs", -1), ("guess", -1)],
 )
 def test_a_request_that_could_not_be_planned_is_refused(name, value):
     with pytest.raises(BadRequest, match=f"^{name} is {value}: expected a whole number from [01]$"):
@@ -201,3 +205,248 @@ def test_every_token_is_computed_once_and_in_order_within_the_limits(requests, s
     for each, tokens in computed.items():
         prompt = each.request.prompt
         assert tokens == prompt + [WORD] * (wanted[each] - len(prompt))
+
+
+# ---- when blocks run out -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request of a simulated day."""
+
+    prompt: int  # tokens
+    reply: int
+    arrives: int = 0  # step
+    client: str = ""
+    text: int = 0  # those of equal texts begin alike
+    guesses: int = 0  # tokens that are guessed in each step, of which the first half comes true
+
+
+@dataclass
+class Day:
+    """A scheduler and the cache it works with, run without arithmetic."""
+
+    asks: list[Ask]
+    positions: int
+    places: int = 4
+    step_tokens: int = 64
+    kinds: tuple = (Causal(),)
+    plans: list = field(default_factory=list)  # of each step: (number of the request, tokens, last, guessed)
+    ended: dict = field(default_factory=dict)  # number of the request -> step
+    begun: list = field(default_factory=list)  # numbers, in the order in which they were first computed
+
+    def __post_init__(self):
+        self.blocks = Blocks(self.kinds, Capacity(self.positions, self.places, self.step_tokens))
+        self.scheduler = Scheduler(Limits(self.step_tokens, self.places))
+        self.sequences = {self.sequence(ask): number for number, ask in enumerate(self.asks)}
+
+    def sequence(self, ask):
+        prompt = [ask.text * 1000 + i for i in range(ask.prompt)]
+        request = Generate(prompt=prompt, num_ctx=10_000, max_tokens=ask.reply, client=ask.client)
+        return Sequence(request, reply=None, table=self.blocks.table(), emit=lambda event: None)
+
+    def run(self, most=5000):
+        """Go on until every request has ended; what is checked holds in each step of any day."""
+        coming = sorted(self.sequences, key=lambda sequence: self.asks[self.sequences[sequence]].arrives)
+        while coming or not self.scheduler.idle:
+            assert len(self.plans) < most, "somebody waits for ever"
+            while coming and self.asks[self.sequences[coming[0]]].arrives <= len(self.plans):
+                self.arrive(coming.pop(0))
+            self.step()
+        return self
+
+    def arrive(self, sequence):
+        self.blocks.grow(sequence.longest)
+        self.scheduler.add(sequence)
+
+    def step(self):
+        for sequence in self.scheduler.running:
+            ask = self.asks[self.sequences[sequence]]
+            sequence.guess = list(range(5000, 5000 + ask.guesses)) if sequence.unread == 1 else []
+        shares = self.scheduler.plan()
+        assert shares or self.scheduler.idle
+        assert len(self.scheduler.running) <= self.places
+        alive = sum(share.sequence.unread == 1 for share in shares)
+        assert sum(len(share.tokens) for share in shares) <= max(self.step_tokens, alive)
+        self.plans.append([(self.sequences[s.sequence], s.tokens, s.last, s.guessed) for s in shares])
+        for share in shares:
+            self.compute(share)
+
+    def compute(self, share):
+        sequence, number = share.sequence, self.sequences[share.sequence]
+        if number not in self.begun:
+            self.begun.append(number)
+        assert sequence.table.length + len(share.tokens) <= sequence.table.room()
+        sequence.table.advance(sequence.tokens, len(share.tokens) - share.guessed)
+        if not share.last:
+            return
+        for hit in range(share.guessed // 2 + 1):
+            sequence.append(5000 + hit if hit < share.guessed // 2 else WORD)
+            if len(sequence.tokens) - sequence.prompt_tokens >= self.asks[number].reply:
+                self.ended[number] = len(self.plans)
+                self.scheduler.remove(sequence)
+                return
+            if hit < share.guessed // 2:
+                sequence.table.advance(sequence.tokens, 1)
+
+
+asks = st.builds(
+    Ask,
+    prompt=st.integers(1, 150),
+    reply=st.integers(1, 50),
+    arrives=st.integers(0, 40),
+    client=st.sampled_from(["a", "b", "c"]),
+    text=st.integers(0, 3),
+    guesses=st.sampled_from([0, 0, 1, 7]),
+)
+days = st.builds(
+    dict,
+    asks=st.lists(asks, min_size=1, max_size=8),
+    positions=st.sampled_from([1, 64, 200, 500, 5000]),
+    places=st.integers(1, 6),
+    step_tokens=st.sampled_from([7, 8, 16, 64, 512]),
+    kinds=st.sampled_from([(Causal(),), (Window(20),), (Causal(), Window(20)), (Window(70), Causal(), Window(1))]),
+)
+
+
+@settings(deadline=None)
+@given(days)
+def test_every_sequence_ends_whoever_else_comes_and_however_small_the_cache_is(options):
+    day = Day(**options).run()
+    assert sorted(day.ended) == list(range(len(day.asks)))
+    assert [pool.held for pool in day.blocks.pools] == [0] * len(day.blocks.pools)
+
+
+@settings(deadline=None)
+@given(days)
+def test_equal_days_have_equal_plans(options):
+    first, second = Day(**options).run(), Day(**options).run()
+    assert first.plans == second.plans
+    assert first.scheduler.preemptions == second.scheduler.preemptions
+
+
+@settings(deadline=None)
+@given(days)
+def test_every_token_is_computed_behind_those_before_it(options):
+    """What a plan computes is the text without gaps, from wherever the cache or a preemption left it."""
+    day = Day(**options)
+    sequences = {number: sequence for sequence, number in day.sequences.items()}
+    compute = day.compute
+
+    def watched(share):
+        sequence = share.sequence
+        start = sequence.table.length
+        known = sequence.tokens[start:]
+        assert (share.tokens[: len(known)] + known[len(share.tokens) :]) == known
+        assert share.last == (len(share.tokens) >= len(known))
+        assert len(share.tokens) - share.guessed == (len(known) if share.last else len(share.tokens))
+        compute(share)
+
+    day.compute = watched
+    day.run()
+    for number, ask in enumerate(day.asks):
+        assert len(sequences[number].tokens) == ask.prompt + ask.reply
+
+
+def test_the_youngest_makes_room_for_those_before_it_and_is_the_next_to_begin():
+    old, young, other = Ask(40, 80), Ask(40, 80, client="b"), Ask(4, 4, arrives=5, client="c")
+    day = Day([old, young, other], positions=4 * BLOCK, places=2).run()
+    (first, second, third) = (sequence for sequence in day.sequences)
+    assert first.preempted == 0
+    assert second.preempted > 0
+    assert third.preempted == 0
+    assert day.ended[0] < day.ended[2]  # though a place was free, and c had nobody running
+
+
+def test_nobody_begins_in_the_step_in_which_blocks_ran_out():
+    day = Day([Ask(40, 100), Ask(40, 100), Ask(3, 3, arrives=1)], positions=4 * BLOCK - BLOCK, places=3)
+    for _ in range(3):
+        for sequence in list(day.sequences):
+            if day.asks[day.sequences[sequence]].arrives == len(day.plans):
+                day.arrive(sequence)
+        before = day.scheduler.preemptions
+        running = set(day.scheduler.running)
+        day.step()
+        if day.scheduler.preemptions > before:
+            assert set(day.scheduler.running) <= running
+
+
+def test_a_sequence_that_fits_alone_ends_though_all_others_want_its_blocks():
+    big = Ask(600, 40, client="big")
+    small = [Ask(50, 60, arrives=i, client="small") for i in range(30)]
+    day = Day([big, *small], positions=1, places=4).run()
+    assert len(day.ended) == 31
+    assert next(iter(day.sequences)).preempted == 0
+
+
+def test_windows_do_not_keep_long_prompts_from_running_side_by_side():
+    """Each holds no more than its window, so that both fit, however long they are."""
+    long = [Ask(4000, 5), Ask(4000, 5)]
+    day = Day(long, positions=10_000, kinds=(Window(64), Causal()), step_tokens=64)
+    for sequence in day.sequences:
+        day.arrive(sequence)
+    day.step()
+    assert len(day.scheduler.running) == 2
+
+
+def test_windows_alone_let_as_many_run_as_there_are_places():
+    day = Day([Ask(3000, 5)] * 4, positions=3005, kinds=(Window(64),), step_tokens=64)
+    for sequence in day.sequences:
+        day.arrive(sequence)
+    day.step()
+    assert len(day.scheduler.running) == 4
+
+
+# ---- clients -------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_with_one_request_does_not_wait_behind_another_s_many():
+    many = [Ask(4, 10, client="many") for _ in range(20)]
+    day = Day([*many, Ask(4, 10, arrives=3, client="one")], positions=5000, places=2).run()
+    assert day.begun[:2] == [0, 1]
+    assert 20 in day.begun[2:4]  # with the first two places that came free, at once
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=30), st.integers(1, 6))
+def test_places_are_dealt_out_evenly_among_clients_that_wait(clients, places):
+    day = Day([Ask(4, 3, client=client) for client in clients], positions=5000, places=places)
+    for sequence in day.sequences:
+        day.arrive(sequence)
+    while not day.scheduler.idle:
+        day.scheduler.plan()
+        running = [sequence.client for sequence in day.scheduler.running]
+        waiting = {sequence.client for sequence in day.scheduler.sequences[len(running) :]}
+        for client in waiting:
+            assert all(running.count(client) >= running.count(other) - 1 for other in running)
+        for sequence in day.scheduler.running:  # all leave at once, so that nothing depends on who came before
+            day.scheduler.remove(sequence)
+
+
+def test_requests_of_one_client_begin_in_the_order_in_which_they_came():
+    day = Day([Ask(4, 2 + i % 3) for i in range(12)], positions=5000, places=3).run()
+    assert day.begun == list(range(12))
+
+
+# ---- guesses -------------------------------------------------------------------------------------------------------
+
+
+def test_guesses_follow_the_token_they_are_checked_with():
+    day = Day([Ask(5, 20, guesses=3)], positions=5000).run()
+    assert day.plans[0] == [(0, [0, 1, 2, 3, 4], True, 0)]
+    assert day.plans[1] == [(0, [WORD, 5000, 5001, 5002], True, 3)]
+    assert day.plans[2] == [(0, [WORD, 5000, 5001, 5002], True, 3)]
+
+
+def test_guesses_leave_room_for_prompts_in_a_small_step():
+    day = Day([Ask(1, 200, guesses=7), Ask(100, 1, arrives=1)], positions=5000, step_tokens=8).run()
+    assert day.ended[1] < 60
+
+
+def test_guesses_are_cut_where_blocks_end():
+    day = Day([Ask(BLOCK - 2, 30, guesses=7)], positions=BLOCK, places=1)
+    (sequence,) = day.sequences
+    day.scheduler.add(sequence)
+    day.step()
+    day.step()
+    assert day.plans[1] == [(0, [WORD, 5000], True, 1)]

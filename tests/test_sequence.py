@@ -17,6 +17,11 @@ def made(prompt, **options):
     )
 
 
+@pytest.mark.parametrize(("limit", "most"), [(None, 5), (9, 5), (2, 2), (0, 0)])
+def test_a_guess_is_limited_by_the_context_and_the_request(limit, most):
+    assert made([1, 2, 3], num_ctx=8, guess=limit).guessable == most
+
+
 # ---- on entry ------------------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,8 @@ MEANINGS = [
     ("num_threads", "2", 2),
     ("kv_cache_type", "f32", "f32"),
     ("kv_cache_type", "q8_0", "q8_0"),
+    ("kv_cache_type", "q4_0", "q4_0"),
+    ("speculate", "0", False),
     ("precise", "1", True),
     ("precise", "Off", False),
     ("noprune", "true", True),
@@ -59,7 +61,7 @@ REFUSED = [
     ("runner", "Local"), ("load_timeout", "later"),
     ("num_parallel", "-1"), ("num_parallel", "two"), ("num_parallel", "1.5"),
     ("max_loaded_models", "-1"), ("max_queue", "0"), ("context_length", "-4096"), ("num_batch", "0"),
-    ("num_threads", "0"), ("kv_cache_type", "q4_0"), ("kv_cache_type", "F16"), ("precise", "maybe"), ("debug", "3"),
+    ("num_threads", "0"), ("kv_cache_type", "q5_0"), ("kv_cache_type", "F16"), ("precise", "maybe"), ("debug", "3"),
     ("origins", "a.org"), ("allowed_hosts", "*"), ("allowed_hosts", "a b"),
     ("origins", "http://*.*.org"), ("kernel_cache", "~nobody-has-this-name/cache"),
 ]  # fmt: skip

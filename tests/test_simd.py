@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from puna.core.tensor import activate, attend, linear, simd
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu_attention import CpuSeen, CpuSpans
-from puna.core.tensor.simd import BYTE, CODES, INTS, Emitter, features, vector
+from puna.core.tensor.simd import BYTE, CODES, FLOATS, INTS, Emitter, features, vector
 from puna.core.tensor.tiles import ElementType, new_tiles, store
 
 from .packed import extreme_blocks, packed, random_blocks
@@ -112,6 +112,10 @@ def one_dot(e, sums, unsigned, signed):
     e.store(e.dot4(e.load(INTS, sums), e.load(CODES, unsigned), e.load(CODES, signed)), sums)
 
 
+def one_multiply_add(e, out, a, b):
+    e.store(e.fma(e.load(FLOATS, a), e.load(FLOATS, b), e.load(FLOATS, out)), out)
+
+
 def one_lookup(e, out, indices, _):
     e.store(e.lookup(range(16), e.load(CODES, indices)), out)
 
@@ -123,6 +127,7 @@ ARM, INTEL = "aarch64-unknown-linux-gnu", "x86_64-unknown-linux-gnu"
     ("triple", "wanted", "instruction", "count"),
     [
         (INTEL, "+avx512f,+avx512bw,+avx512vnni", "vpdpbusd", 1),
+        (INTEL, "+avx512f,+avx512bw", "vpmaddwd", 2),
         (INTEL, "+avx2,+avxvnni", "vpdpbusd", 2),
         (INTEL, "+avx2", "vpmaddwd", 4),
         (INTEL, "+sse2", "pmaddwd", 8),
@@ -134,6 +139,12 @@ ARM, INTEL = "aarch64-unknown-linux-gnu", "x86_64-unknown-linux-gnu"
 def test_a_dot_product_becomes_the_instructions_that_a_processor_has(compiled_for, triple, wanted, instruction, count):
     assembly = compiled_for(triple, wanted, one_dot)
     assert assembly.count(instruction) == count, assembly
+
+
+@pytest.mark.parametrize(("wanted", "instruction", "count"), [("+avx2,+fma", "vfmadd", 2), ("+sse2", "mulpd", 8)])
+def test_a_fused_multiply_add_calls_no_library(compiled_for, wanted, instruction, count):
+    assembly = compiled_for(INTEL, wanted, one_multiply_add)
+    assert assembly.count(instruction) == count and "fmaf" not in assembly, assembly
 
 
 def test_a_lookup_is_one_permutation_where_there_is_one(compiled_for):
@@ -157,6 +168,35 @@ def test_features_are_those_of_the_processor_that_numba_compiles_for(monkeypatch
         assert features() == {feature for feature, on in llvm.get_host_cpu_features().items() if on}
     finally:
         features.cache_clear()
+
+
+# ---- multiply-adds, where the processor has no instruction for them -------------------------------------------------
+
+
+def test_a_multiply_add_without_the_instruction_rounds_once(monkeypatch):
+    monkeypatch.setattr(simd, "fused", lambda: False)
+
+    @intrinsic
+    def one(typing, a, b, c, at):
+        def emit(context, builder, signature, args):
+            e = Emitter(builder)
+            places = [e.address(context, signature.args[i], args[i], args[3], 4) for i in range(3)]
+            e.store(e.fma(*(e.load(FLOATS, place) for place in places)), places[2])
+            return context.get_dummy_value()
+
+        return types.void(a, b, c, at), emit
+
+    @njit
+    def every(a, b, c):
+        for at in range(0, a.size, 16):
+            one(a, b, c, at)
+
+    a, b, c = np.random.default_rng(0).standard_normal((3, 4096), np.float32)
+    c[::2] = -a[::2] * b[::2]  # what is left is what rounding twice would lose
+    wanted = (a.astype(np.longdouble) * b + c).astype(np.float32)
+    every(a, b, c)
+    np.testing.assert_array_equal(c, wanted)
+    assert c[::2].any()
 
 
 # ---- float16, where the processor has no instruction for it ----------------------------------------------------------

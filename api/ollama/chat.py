@@ -9,11 +9,11 @@ from starlette.routing import Route
 from ...core.errors import BadRequest, Unsupported
 from ...store import InvalidName
 from ...text.conversation import Message, ToolCall
-from ..asking import Wish, check_format, check_think, check_top_logprobs, parse_keep_alive
+from ..asking import Wish, check_think, check_top_logprobs, parse_keep_alive, schema_of
 from ..library import Model
 from ..prompts import chat
 from ..replies import json_response, respond
-from ..requests import read_body
+from ..requests import client_of, read_body
 from ..serving import Serving
 from ..streaming import NDJSON, SINGLE
 from .chunks import ChatWriter
@@ -33,7 +33,7 @@ class ChatEndpoint:
     async def chat(self, request: Request) -> Response:
         """Answer POST /api/chat. No messages only load the model, or unload it with a keep_alive of 0."""
         body = await read_body(request, ChatRequest)
-        wish, writer = _wish(body), ChatWriter(body.model)
+        wish, writer = _wish(body, client_of(request)), ChatWriter(body.model)
         model = await self._open(body.model)
         if not body.messages and wish.keep_alive == 0:
             return respond(self._serving.unload(model), writer, SINGLE)
@@ -53,12 +53,14 @@ class ChatEndpoint:
             raise BadRequest("model is required") from None
 
 
-def _wish(body: ChatRequest) -> Wish:
+def _wish(body: ChatRequest, client: str) -> Wish:
     return Wish(
+        client=client,
         options=body.options,
         keep_alive=parse_keep_alive(body.keep_alive),
         truncate=body.truncate,
         shift=body.shift,
+        schema=schema_of(body.format),
         logprobs=check_top_logprobs(body.logprobs, body.top_logprobs),
     )
 
@@ -68,7 +70,6 @@ def _check(body: ChatRequest, model: Model) -> None:
     check_think(body.model, body.think)
     if body.tools:
         raise Unsupported(f"{model.full_name} does not support tools")
-    check_format(body.format)
     if any(message.images for message in body.messages):
         raise Unsupported(f'"{body.model}" cannot read images')
 

@@ -66,6 +66,9 @@ def _metrics(ended: Ended) -> dict[str, Any]:
         "prompt_eval_duration": ended.finished.prompt_ns,
         "eval_count": ended.finished.tokens,
         "eval_duration": ended.finished.decode_ns,
+        "prompt_cached_count": ended.finished.cached_tokens,
+        "prompt_truncated_count": ended.finished.truncated,
+        "context_shifted_count": ended.finished.shifted,
     }
 
 

@@ -10,12 +10,12 @@ from starlette.routing import Route
 from ...core.errors import BadRequest, Failure, NotFound, Unsupported
 from ...store import InvalidName
 from ...text.conversation import PromptTemplate
-from ..asking import Wish, check_format, check_think, check_top_logprobs, parse_keep_alive
+from ..asking import Wish, check_think, check_top_logprobs, parse_keep_alive, schema_of
 from ..errors import ReportedAs500
 from ..library import Model
 from ..prompts import Prompt, Raw, completion
 from ..replies import json_response, respond
-from ..requests import read_body
+from ..requests import client_of, read_body
 from ..serving import Serving
 from ..streaming import NDJSON, SINGLE
 from .chunks import GenerateWriter
@@ -35,7 +35,7 @@ class GenerateEndpoint:
     async def generate(self, request: Request) -> Response:
         """Answer POST /api/generate. An empty prompt only loads the model, or unloads it with a keep_alive of 0."""
         body = await read_body(request, GenerateRequest)
-        wish, writer = _wish(body), GenerateWriter(body.model)
+        wish, writer = _wish(body, client_of(request)), GenerateWriter(body.model)
         model = await self._open(body.model)
         if not body.prompt and wish.keep_alive == 0:
             return respond(self._serving.unload(model), writer, SINGLE)
@@ -56,12 +56,14 @@ class GenerateEndpoint:
             raise NotFound(f"model '{name}' not found") from None
 
 
-def _wish(body: GenerateRequest) -> Wish:
+def _wish(body: GenerateRequest, client: str) -> Wish:
     return Wish(
+        client=client,
         options=body.options,
         keep_alive=parse_keep_alive(body.keep_alive),
         truncate=body.truncate,
         shift=body.shift,
+        schema=schema_of(body.format),
         logprobs=check_top_logprobs(body.logprobs, body.top_logprobs),
     )
 
@@ -73,7 +75,6 @@ def _check(body: GenerateRequest) -> None:
     if body.raw and body.suffix:
         raise BadRequest("raw mode does not support suffix: write the markers into the prompt")
     check_think(body.model, body.think)
-    check_format(body.format)
     if body.images:
         raise Unsupported(f'"{body.model}" cannot read images')
     if body.width or body.height or body.steps:

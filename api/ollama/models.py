@@ -161,6 +161,7 @@ def _card(info: ShowInfo, capabilities: list[str]) -> ModelCard:
         messages=info.messages,
         model_info=info.model_info,
         projector_info=info.projector_info,
+        draft_info=info.draft_info,
         tensors=[TensorEntry(tensor.name, tensor.type, list(reversed(tensor.shape))) for tensor in info.tensors],
         capabilities=capabilities,
         modified_at=rfc3339(info.modified_at),

@@ -115,6 +115,9 @@ class Chunk(Struct, omit_defaults=True, kw_only=True):
     prompt_eval_duration: int = 0
     eval_count: int = 0
     eval_duration: int = 0
+    prompt_cached_count: int = 0  # of prompt_eval_count, what need not be computed: Puna's own, as are the next two
+    prompt_truncated_count: int = 0  # tokens cut from a prompt that was too long
+    context_shifted_count: int = 0  # tokens dropped from a context that was full
     logprobs: list[LogprobEntry] = []
     debug_info: DebugInfo | None = field(default=None, name="_debug_info")
 
@@ -232,6 +235,7 @@ class ModelCard(Struct, omit_defaults=True, kw_only=True):
     messages: list[Message] = []
     model_info: dict[str, Any]
     projector_info: dict[str, Any] | None = None
+    draft_info: dict[str, Any] | None = None  # as projector_info, of the small model that guesses ahead
     tensors: list[TensorEntry] = []
     capabilities: list[str]
     modified_at: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...core.errors import BadRequest, Unsupported
-from ..asking import MAX_TOP_LOGPROBS, check_top_logprobs
+from ..asking import MAX_TOP_LOGPROBS, check_top_logprobs, schema_of
 from .schema import ChatRequest, CompletionRequest, SharedRequest
 
 EFFORTS: dict[str, bool | str] = {
@@ -58,13 +58,25 @@ def completion_logprobs(request: CompletionRequest) -> int | None:
     return request.logprobs
 
 
+def chat_schema(request: ChatRequest) -> str | None:
+    """Return the JSON Schema that the reply must follow, None if it is free. Raises BadRequest, Unsupported."""
+    wanted = request.response_format
+    if wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return schema_of("json")
+    if wanted.type != "json_schema":
+        raise Unsupported(f'response_format: type "{wanted.type}" is not supported: text, json_object, json_schema are')
+    if wanted.json_schema is None or wanted.json_schema.schema is None:
+        raise BadRequest("response_format: type json_schema needs json_schema.schema")
+    return schema_of(wanted.json_schema.schema)
+
+
 def check_chat(request: ChatRequest) -> None:
     """Raise BadRequest or Unsupported if the request asks for what this version cannot give."""
     _check_shared(request)
     if not request.messages:
         raise BadRequest("[] is too short - 'messages'")
-    if request.response_format.type != "text":
-        raise Unsupported("structured output is not available yet: response_format must be text")
     if request.tool_choice not in ("none", "auto") and not request.tools:
         raise BadRequest("tool_choice needs tools")
     if request.functions:

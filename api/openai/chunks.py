@@ -19,6 +19,7 @@ from .schema import (
     LogprobEntry,
     Message,
     MessageChoice,
+    PromptTokens,
     TextChoice,
     TokenEntry,
     Usage,
@@ -125,7 +126,13 @@ def _new_id(prefix: str) -> str:
 def _usage(finished: Finished | None) -> Usage:
     if finished is None:
         return Usage(0, 0, 0)
-    return Usage(finished.prompt_tokens, finished.tokens, finished.prompt_tokens + finished.tokens)
+    details = PromptTokens(finished.cached_tokens, finished.truncated, finished.shifted)
+    return Usage(
+        finished.prompt_tokens,
+        finished.tokens,
+        finished.prompt_tokens + finished.tokens,
+        None if details == PromptTokens() else details,
+    )
 
 
 def _chat_logprobs(piece: Piece) -> ChatLogprobs | None:

@@ -12,7 +12,7 @@ from ..asking import Wish, check_think
 from ..library import Model
 from ..prompts import chat, completion
 from ..replies import respond
-from ..requests import read_body
+from ..requests import client_of, read_body
 from ..serving import Serving
 from ..streaming import EVENTS, SINGLE
 from . import asking
@@ -38,7 +38,12 @@ class ReplyEndpoints:
         """Answer POST /v1/chat/completions."""
         body = await read_body(request, ChatRequest, missing="EOF")
         asking.check_chat(body)
-        wish = Wish(options=asking.chat_options(body), logprobs=asking.chat_logprobs(body))
+        wish = Wish(
+            client=client_of(request),
+            options=asking.chat_options(body),
+            schema=asking.chat_schema(body),
+            logprobs=asking.chat_logprobs(body),
+        )
         messages = conversation(body.messages)
         think = asking.think_level(body)
         try:
@@ -56,7 +61,11 @@ class ReplyEndpoints:
         """Answer POST /v1/completions: with the model's template, as /api/generate."""
         body = await read_body(request, CompletionRequest, missing="EOF")
         asking.check_completion(body)
-        wish = Wish(options=asking.completion_options(body), logprobs=asking.completion_logprobs(body))
+        wish = Wish(
+            client=client_of(request),
+            options=asking.completion_options(body),
+            logprobs=asking.completion_logprobs(body),
+        )
         model = await self._open(body.model)
         writer = CompletionWriter(body.model, include_usage=bool(body.stream_options.include_usage))
         if body.prompt:

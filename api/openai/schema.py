@@ -13,10 +13,20 @@ class StreamOptions(Struct, frozen=True):
     include_usage: bool | None = None
 
 
+class NamedSchema(Struct, frozen=True):
+    """A JSON Schema, which is followed to the letter whatever `strict` says; its name and description are comments."""
+
+    schema: dict[str, Any] | None = None
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
 class ResponseFormat(Struct, frozen=True):
-    """Which form the reply must have."""
+    """Which form the reply must have: text, json_object, or json_schema."""
 
     type: str = "text"
+    json_schema: NamedSchema | None = None
 
 
 class Reasoning(Struct, frozen=True):
@@ -80,12 +90,21 @@ class CompletionRequest(SharedRequest, kw_only=True):
     logprobs: int | None = None
 
 
-class Usage(Struct):
+class PromptTokens(Struct, omit_defaults=True):
+    """What became of a prompt's tokens; the last two are Puna's own."""
+
+    cached_tokens: int = 0  # that need not be computed
+    truncated_tokens: int = 0  # cut, because the prompt was too long
+    shifted_tokens: int = 0  # dropped later, because the context was full
+
+
+class Usage(Struct, omit_defaults=True):
     """Tokens of a request and its reply."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens | None = None
 
 
 class TokenEntry(Struct):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -119,8 +119,13 @@ def blocks_of(kind: Kind, capacity: Capacity) -> int:
     whole = -(-capacity.positions // BLOCK) + capacity.sequences - 1  # each may end in a block of its own
     if isinstance(kind, Causal):
         return whole
-    # Each may begin and end within a block; what a step adds is shared among them.
-    return min(whole, capacity.sequences * (-(-kind.size // BLOCK) + 2) + -(-capacity.step_tokens // BLOCK))
+    # What a step adds is shared among them.
+    return min(whole, capacity.sequences * most_held(kind) + -(-capacity.step_tokens // BLOCK))
+
+
+def most_held(kind: Window | Chunk) -> int:
+    """Return how many blocks one sequence holds between steps at most: the first and the last may be seen in part."""
+    return -(-kind.size // BLOCK) + 2
 
 
 def first_seen(kind: Kind, position: int) -> int:
@@ -143,17 +148,20 @@ class Blocks:
         for kind, pool in zip(self.kinds, self.pools, strict=True):
             pool.grow(blocks_of(kind, self.capacity))
 
-    def table(self, salt: bytes = b"") -> BlockTable:
-        """Return the table of a new sequence. Only those of equal salt share blocks: it stands for what else counts."""
-        return BlockTable(self, salt)
+    def table(self, salt: bytes = b"", *, back: int = 0) -> BlockTable:
+        """Return the table of a new sequence. Only those of equal salt share blocks: it stands for what else counts.
+
+        back: positions that `rewind` may have to take back; with it nothing is shared.
+        """
+        return BlockTable(self, salt, back)
 
 
 class BlockTable:
     """Where one sequence's positions are: `length` of them are computed."""
 
-    def __init__(self, blocks: Blocks, salt: bytes) -> None:
+    def __init__(self, blocks: Blocks, salt: bytes, back: int) -> None:
         self.length = 0
-        self._blocks, self._salt = blocks, salt
+        self._blocks, self._salt, self._back = blocks, salt, back
         self._tables: list[list[int]] = [[] for _ in blocks.pools]
         self._gone = [0] * len(blocks.pools)  # leading blocks that the sequence no longer sees and has given back
         self._names: list[bytes] = []  # of the blocks that are full
@@ -207,17 +215,41 @@ class BlockTable:
         pairs = zip(self._tables, self._blocks.pools, strict=True)
         return min((len(table) + pool.available for table, pool in pairs), default=1 << 40) * BLOCK
 
+    def fits(self, positions: int, beside: Mapping[BlockTable, int]) -> bool:
+        """Whether there are blocks until the sequence is that long, and until each of the others is as long as it says.
+
+        `room` is what there is at once; a long sequence needs less of a window, which gives back as it goes.
+        """
+        wanted = [(self, positions), *beside.items()]
+        return all(
+            sum(table._missing(group, length) for table, length in wanted) <= pool.available
+            for group, pool in enumerate(self._blocks.pools)
+        )
+
+    def _missing(self, group: int, positions: int) -> int:
+        """Return how many blocks more the group will hold until the sequence is that long."""
+        kind, gone = self._blocks.kinds[group], self._gone[group]
+        wanted = -(-positions // BLOCK) - gone
+        if not isinstance(kind, Causal):
+            wanted = min(wanted, most_held(kind))
+        return max(0, wanted - (len(self._tables[group]) - gone))
+
     def advance(self, tokens: Sequence[int], count: int) -> None:
         """Note that `count` more positions are computed. tokens: all of the sequence's, from the first on."""
         self.length += count
-        if self.length // BLOCK > len(self._names):
+        if self.length // BLOCK > len(self._names) and not self._back:
             full = len(self._names)
             self._names = self._names_of(tokens, self.length // BLOCK)
             for group, pool in enumerate(self._blocks.pools):
                 for i in range(max(full, self._gone[group]), len(self._names)):
                     pool.name(self._tables[group][i], self._names[i])
         for group, kind in enumerate(self._blocks.kinds):
-            self._forget_before(group, first_seen(kind, self.length) // BLOCK)
+            self._forget_before(group, first_seen(kind, max(0, self.length - self._back)) // BLOCK)
+
+    def rewind(self, length: int) -> None:
+        """Hold no more than that many positions: those behind are to be computed again, by at most `back`."""
+        assert self.length - self._back <= length <= self.length, (length, self.length, self._back)
+        self.length = length
 
     def _forget_before(self, group: int, first: int) -> None:
         for i in range(self._gone[group], first):

@@ -18,7 +18,7 @@ from ..plugin import CacheLayer, Chunk, LayerCache, Window
 from ..tensor.checks import expect
 from ..tensor.cpu_attention import CpuSeen, CpuSpans
 from ..tensor.simd import LANES
-from ..tensor.tiles import SUB, ElementType, Tiles, new_tiles, store
+from ..tensor.tiles import CODED, SUB, ElementType, Tiles, new_tiles, store
 from .blocks import BLOCK, Blocks, BlockTable, Capacity, blocks_of, kinds_of
 
 __all__ = ["Cache", "Capacity", "ElementType", "Rows", "StepView", "check_element"]
@@ -32,7 +32,7 @@ def check_element(layout: Sequence[CacheLayer], element: ElementType) -> None:
     """Raise BadSetting if the model's heads cannot be kept in this element type."""
     for layer in layout:
         for size in (layer.key_size, layer.value_size):
-            if element == "q8_0" and size % SUB:
+            if element in CODED and size % SUB:
                 wanted = f"f16 or f32 for this model: {size} dimensions of a head are not a multiple of {SUB}"
                 raise BadSetting(name="PUNA_KV_CACHE_TYPE", value=element, allowed=wanted)
 
@@ -121,8 +121,8 @@ def group_step(group: int, rows: Sequence[Rows], positions: Integers) -> GroupSt
     slots = np.empty_like(positions)
     at = 0
     for i, part in enumerate(rows):
-        blocks = np.asarray(part.table.places(group)).astype(np.int32)
-        tiles: Integers = (blocks[:, None] * TILES + np.arange(TILES, dtype=np.int32)).reshape(-1)
+        blocks: Integers = np.fromiter(part.table.places(group), np.int32)
+        tiles: Integers = np.add.outer(blocks * TILES, np.arange(TILES, dtype=np.int32)).reshape(-1)
         spans[i] = part.start, part.stop, part.table.length, at
         here = positions[part.start : part.stop]
         slots[part.start : part.stop] = tiles[here // LANES] * LANES + here % LANES

@@ -15,14 +15,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import Failure
+from ..errors import BadRequest, Failure
 from ..memory.blocks import BlockTable
 from ..memory.cache import Cache, Capacity, ElementType, Rows, StepView
 from ..model import LoadedModel
-from ..protocols import Tokenizer
+from ..protocols import Grammar, Tokenizer
 from ..tensor.sampling import BadLogits, DeadEnd, Mask, log_probabilities, sample
 from ..tensor.team import use_threads
-from .guess import MOST
+from .draft import DraftModel
+from .guess import MOST, Guesser, Lookup
 from .messages import Failed, FailureKind, Finished, FinishReason, Piece, SampledLogprob, TokenLogprob
 from .pace import Pace
 from .plan import Limits, Scheduler, Share
@@ -64,12 +65,16 @@ class EngineOptions:
 class Engine:
     """Owns the model, the scheduler and every sequence; other threads only submit and cancel."""
 
-    def __init__(self, model: LoadedModel, tokenizer: Tokenizer, *, options: EngineOptions) -> None:
+    def __init__(
+        self, model: LoadedModel, tokenizer: Tokenizer, *, options: EngineOptions, draft: LoadedModel | None = None
+    ) -> None:
+        """draft: a small model of the same tokens, which guesses ahead."""
         self._model, self._tokenizer, self._options = model, tokenizer, options
         self._scheduler = Scheduler(options.limits)
         self._pace = Pace()
         capacity = Capacity(options.positions, options.limits.sequences, options.limits.step_tokens)
         self._cache = Cache(model.cache, options.cache_type, capacity)
+        self._draft = DraftModel(draft, options.cache_type, capacity, self._pace) if draft else None
         self._masks = ThreadPoolExecutor(1, "puna-grammar")
         self._counts = EngineStats()
         self._inbox: SimpleQueue[_Submit | _Cancel | None] = SimpleQueue()
@@ -80,7 +85,8 @@ class Engine:
     @property
     def stats(self) -> EngineStats:
         """What was done, and what is held now."""
-        pools, scheduler = self._cache.blocks.pools, self._scheduler
+        caches = [self._cache, self._draft.cache] if self._draft else [self._cache]
+        pools, scheduler = [pool for cache in caches for pool in cache.blocks.pools], self._scheduler
         return msgspec.structs.replace(
             self._counts,
             preemptions=scheduler.preemptions,
@@ -89,13 +95,19 @@ class Engine:
             blocks=sum(pool.count for pool in pools),
             held_blocks=sum(pool.held for pool in pools),
             kept_blocks=sum(pool.kept for pool in pools),
-            held_bytes=self._cache.held_bytes,
-            resident_bytes=self._cache.resident_bytes,
+            held_bytes=sum(cache.held_bytes for cache in caches),
+            resident_bytes=sum(cache.resident_bytes for cache in caches),
         )
 
     def new_table(self) -> BlockTable:
         """Return an empty table for one sequence."""
         return self._cache.blocks.table()
+
+    def new_guesser(self, grammar: Grammar | None = None) -> Guesser | None:
+        """Return what guesses ahead in one reply, if anything does. grammar: of the reply."""
+        if not self._options.speculate:
+            return None
+        return self._draft.guesser() if self._draft else Lookup(grammar)
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence. Its events arrive on the engine's thread; once that has ended, at once: it is cancelled."""
@@ -151,6 +163,8 @@ class Engine:
         self._scheduler.add(sequence)
         try:
             self._cache.grow(sequence.longest)
+            if self._draft:
+                self._draft.cache.grow(sequence.longest)
         except MemoryError:
             self._fail([sequence], "bad_request", f"there is no memory for a context of {sequence.longest} tokens")
 
@@ -159,11 +173,11 @@ class Engine:
         growing = [s for s in self._scheduler.running if s.unread == 1]
         cost = self._pace.cost
         for sequence in growing:
-            left = sequence.request.num_ctx - len(sequence.tokens)
-            most = min(left, (MOST + 1) // len(growing) - 1)
+            most = min(sequence.guessable, (MOST + 1) // len(growing) - 1)
             if sequence.guesser is None or cost is None or most < 1:
                 sequence.guess = []
-            else:
+                continue
+            with _compute:  # a draft model runs
                 sequence.guess = sequence.guesser.guess(sequence.tokens, most, cost)
         return self._scheduler.plan(self._pace.room(len(growing)))
 
@@ -185,8 +199,9 @@ class Engine:
             self._fail([share.sequence for share in shares], "internal", BROKEN)
 
     def _timed_forward(self, shares: list[Share]) -> Floats:
-        for share in shares:
-            share.sequence.begun_ns = share.sequence.begun_ns or time.perf_counter_ns()
+        for sequence in [share.sequence for share in shares if share.sequence.begun_ns is None]:
+            sequence.begun_ns = time.perf_counter_ns()
+            self._counts.cached_tokens += sequence.cached_tokens
         self._counts.prompt_tokens += sum(len(share.tokens) for share in shares if share.sequence.unread > 1)
         with _compute:
             start = time.perf_counter_ns()
@@ -224,9 +239,8 @@ class Engine:
         alive = list(zip(due, starts, strict=False))
         place = 0
         while alive:
-            ready = {
-                share.sequence: masks.pop(share.sequence).result() for share, _ in alive if share.sequence in masks
-            }
+            ready = self._ready([share.sequence for share, _ in alive], masks)
+            alive = [(share, start) for share, start in alive if share.sequence in ready]
             chosen = self._sample([s.sequence for s, _ in alive], logits[[start + place for _, start in alive]], ready)
             for sequence, row, token in chosen:
                 self._commit(sequence, row, token)
@@ -240,6 +254,16 @@ class Engine:
         for share in due:
             if share.guessed:
                 self._learn(share)
+
+    def _ready(self, due: list[Sequence], masks: dict[Sequence, Future[Mask | None]]) -> dict[Sequence, Mask | None]:
+        """Return the mask of each sequence, None for one without grammar; one whose grammar gives up fails alone."""
+        ready: dict[Sequence, Mask | None] = {}
+        for sequence in due:
+            try:
+                ready[sequence] = masks.pop(sequence).result() if sequence in masks else None
+            except BadRequest as error:
+                self._fail([sequence], "bad_request", str(error))
+        return ready
 
     def _came_true(self, share: Share, place: int, token: int | None) -> bool:
         """Whether the logits behind the next guess count: it is what was sampled, and the reply goes on."""
@@ -282,6 +306,8 @@ class Engine:
         if sequence.grammar is not None and token not in reply.stop_ids:
             sequence.grammar.accept(token)
         self._send(sequence, reply.push(token, None if top is None else partial(self._logprob, logits, token, top)))
+        if reply.reason is None and sequence.grammar is not None and sequence.grammar.ended:
+            self._send(sequence, reply.end("stop"))
         if reply.reason is None and not sequence.append(token):
             self._send(sequence, reply.end("length"))
         if reply.reason is not None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Ids
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadRequest, RunnerDied
-from ..model import find_architecture, load_model
+from ..model import LoadedModel, find_architecture, load_model
 from ..plugin import Architecture
-from ..protocols import StopRule, Tokenizer
+from ..protocols import Grammar, Grammars, StopRule, Tokenizer
 from ..tensor.cpu import CpuLoader
 from ..tensor.source import WeightSource
 from ..tensor.weights import open_weights
+from .draft import check_same_tokens, speaking_of_draft
 from .engine import Engine, EngineOptions
-from .guess import Lookup
 from .messages import Event, Finished, Generate, Piece
 from .outbox import Outbox
 from .reply import Reply
@@ -31,31 +32,47 @@ class TextParts:
 
     open_tokenizer: Callable[[WeightSource], Tokenizer]
     stop_rule: Callable[[Ids[str]], StopRule]
+    open_grammars: Callable[[Tokenizer, frozenset[int]], Grammars]  # the ids: those that end a reply
+
+
+Files = Path | dict[str, Path]  # a file or folder, or the original names of files and where their bytes lie
 
 
 class InlineRunner:
     """A loaded model in this process (`puna.core.scheduler.runner.Runner`)."""
 
     def __init__(
-        self, files: Path | dict[str, Path], architectures: Ids[Architecture], text: TextParts, options: EngineOptions
+        self,
+        files: Files,
+        architectures: Ids[Architecture],
+        text: TextParts,
+        options: EngineOptions,
+        *,
+        draft: Files | None = None,
     ) -> None:
-        """Load a model. Blocks while files are opened and checked: call it off the event loop."""
-        self._source = open_weights(files)
-        try:
-            model = load_model(
-                find_architecture(architectures, self._source), self._source, CpuLoader(precise=options.precise)
-            )
-            self._tokenizer = text.open_tokenizer(self._source)
+        """Load a model, and the small one that guesses ahead for it, if any. Blocks: call it off the event loop."""
+        with ExitStack() as opened:
+
+            def load(files: Files) -> tuple[LoadedModel, Tokenizer]:
+                source = opened.enter_context(closing(open_weights(files)))
+                model = load_model(find_architecture(architectures, source), source, CpuLoader(precise=options.precise))
+                return model, text.open_tokenizer(source)
+
+            model, self._tokenizer = load(files)
+            guessing = None
+            if draft and options.speculate:
+                with speaking_of_draft():
+                    guessing, its_tokenizer = load(draft)
+                    check_same_tokens(self._tokenizer, its_tokenizer)
             self._stop_ids = _stop_ids(self._tokenizer, model.architecture)
-        except BaseException:
-            self._source.close()
-            raise
+            self._sources = opened.pop_all()
         self._stop_rule = text.stop_rule
+        weight_bytes = model.weight_bytes + (guessing.weight_bytes if guessing else 0)
+        self._grammars = text.open_grammars(self._tokenizer, self._stop_ids)
         self._facts = RunnerFacts(
-            model.architecture.name, model.config.context_length, model.config.vocabulary, model.weight_bytes
+            model.architecture.name, model.config.context_length, model.config.vocabulary, weight_bytes
         )
-        self._options = options
-        self._engine = Engine(model, self._tokenizer, options=options)
+        self._engine = Engine(model, self._tokenizer, options=options, draft=guessing)
 
     @property
     def facts(self) -> RunnerFacts:
@@ -91,13 +108,14 @@ class InlineRunner:
         if not request.prompt:
             raise BadRequest("the prompt has no tokens")
         self._check(request.prompt)
+        grammar = None if request.schema is None else await asyncio.to_thread(self._grammars.open, request.schema)
         outbox = Outbox()
 
         def emit(event: Event) -> None:
             if not outbox.put(event):
                 self._engine.cancel(sequence)
 
-        sequence = self._sequence(request, emit)
+        sequence = self._sequence(request, grammar, emit)
         self._engine.submit(sequence)
         try:
             async for event in outbox:
@@ -108,17 +126,17 @@ class InlineRunner:
     async def close(self) -> None:
         """End every reply and give all memory back."""
         await asyncio.to_thread(self._engine.close)
-        self._source.close()
+        self._sources.close()
 
-    def _sequence(self, request: Generate, emit: Callable[[Event], None]) -> Sequence:
+    def _sequence(self, request: Generate, grammar: Grammar | None, emit: Callable[[Event], None]) -> Sequence:
         reply = Reply(
             self._tokenizer.detokenizer(request.prompt),
             self._stop_rule(request.stop),
             self._stop_ids,
             request.max_tokens,
         )
-        guesser = Lookup() if self._options.speculate else None
-        return Sequence(request, reply, self._engine.new_table(), emit, guesser=guesser)
+        guesser = self._engine.new_guesser(grammar)
+        return Sequence(request, reply, self._engine.new_table(), emit, guesser=guesser, grammar=grammar)
 
     def _check(self, tokens: Ids[int]) -> None:
         for token in tokens:

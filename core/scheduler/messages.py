@@ -31,11 +31,13 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     num_batch: int | None = None  # prompt tokens of this reply per step; None: the engine's limit
     truncate: bool = True  # a prompt that is too long: cut its middle, or refuse it
     shift: bool = True  # a reply that fills the context: drop the middle and go on, or stop
+    guess: int | None = None  # most tokens to guess ahead in one step; 0: none; None: as many as pay
+    schema: str | None = None  # the text of a JSON Schema that the reply must follow; None: it is free
     logprobs: int | None = None  # None: none; k: the token's own log probability and the k likeliest
     client: str = ""  # who asks: places are dealt out evenly among clients
 
     def __post_init__(self) -> None:
-        for name, low in (("num_ctx", 1), ("num_batch", 1), ("max_tokens", 1), ("logprobs", 0)):
+        for name, low in (("num_ctx", 1), ("num_batch", 1), ("max_tokens", 1), ("logprobs", 0), ("guess", 0)):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise BadRequest(f"{name} is {value}: expected a whole number from {low}")

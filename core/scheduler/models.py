@@ -35,10 +35,11 @@ KeepAlive = float | None | Unset  # seconds; None: forever
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What identifies a loaded model: two names with the same weights share a runner."""
+    """What identifies a loaded model: two names with the same weights and the same draft share a runner."""
 
-    key: str  # digest of the weights
+    key: str  # digest of the weights, and of the draft's if there is one
     files: Mapping[str, Path]  # original file name -> where its bytes lie
+    draft: Mapping[str, Path] = field(default_factory=dict)  # likewise, of a small model that guesses ahead
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,11 @@ class Pace:
             return 0.0
         return each / (base + each) if base > 0 else 1.0
 
+    @property
+    def seconds(self) -> float:
+        """What steps took lately, on average; 0 before the first."""
+        return self._seconds / self._weight if self._weight else 0.0
+
     def room(self, growing: int) -> int:
         """Return how many tokens of prompts may join a step in which so many replies grow."""
         cost = self.cost

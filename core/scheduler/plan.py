@@ -1,9 +1,9 @@
 """Who runs when: which tokens of which sequences the next step computes. No I/O, no clock, no arrays.
 
 Equal queues give equal plans. Sequences that are growing come first, a token each and what was guessed to follow it;
-prompts fill what is left of the step, oldest first, but none takes more than half while others wait, so that a short one
-does not stand behind a long one. When blocks of the cache run out, the youngest sequence gives its own back, and is
-computed again later from its tokens.
+prompts fill what is left of the step, oldest first, but none takes more than half of it while others wait, so that a
+short one does not stand behind a long one. When blocks of the cache run out, the youngest sequence gives its own back,
+and is computed again later from its tokens.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended or was cancelled; its place and its blocks go to others in the next step."""
         (self._running if sequence in self._running else self._waiting).remove(sequence)
-        sequence.table.clear()
+        sequence.put_down()
 
     def plan(self, room: int | None = None) -> list[Share]:
         """Return the next step's shares, each computed in full before the next plan. Empty only when idle.
@@ -83,20 +83,28 @@ class Scheduler:
         if self.preemptions == before:  # else what came free is needed by those in progress
             self._admit()
             self._plan_growing(shares)  # some begin with one token only
-        left = self._limits.step_tokens - sum(len(share.tokens) for share in shares.values())
+        left = self._left(shares)
         if shares and room is not None:
             left = min(left, room)
         self._plan_reading(left, shares)
         return list(shares.values())
 
     def _plan_growing(self, shares: dict[Sequence, Share]) -> None:
-        for sequence in [s for s in self._running if s.unread == 1 and s not in shares]:
+        growing = [s for s in self._running if s.unread == 1 and s not in shares]
+        # Half of what the step has left is for prompts, however much can be guessed.
+        guesses = max(0, self._left(shares) - len(growing)) // 2
+        for sequence in growing:
             if sequence not in self._running:
                 continue  # it made room for an older one
-            count = self._make_room(sequence, 1 + len(sequence.guess), shares)
+            count = self._make_room(sequence, 1 + min(guesses, len(sequence.guess)), shares)
             if count > 0:
                 tokens = [sequence.tokens[-1], *sequence.guess[: count - 1]]
                 shares[sequence] = Share(sequence, tokens, last=True, guessed=count - 1)
+                guesses -= count - 1
+
+    def _left(self, shares: dict[Sequence, Share]) -> int:
+        """Return how many tokens the step may still take; below 0 if more are growing than it has."""
+        return self._limits.step_tokens - sum(len(share.tokens) for share in shares.values())
 
     def _plan_reading(self, room: int, shares: dict[Sequence, Share]) -> None:
         for sequence, wanted in self._chunks([s for s in self._running if s not in shares], room):
@@ -125,7 +133,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
-        sequence.table.clear()
+        sequence.put_down()
         sequence.preempted += 1
         self._waiting.insert(0, sequence)
         self.preemptions += 1
@@ -135,11 +143,11 @@ class Scheduler:
         while self._waiting and len(self._running) < self._limits.sequences:
             sequence = self._next()
             # What those in progress have yet to read is theirs, and a block more for each to grow into.
-            spoken_for = sum(other.unread + BLOCK for other in self._running)
-            if self._running and sequence.table.room() < spoken_for + BLOCK:
+            promised = {other.table: len(other.tokens) + BLOCK for other in self._running}
+            if promised and not sequence.table.fits(BLOCK, beside=promised):
                 return
             sequence.table.adopt(sequence.tokens)
-            if self._running and sequence.table.room() < spoken_for + len(sequence.tokens):
+            if promised and not sequence.table.fits(len(sequence.tokens), beside=promised):
                 sequence.table.clear()
                 return
             if not sequence.begun_ns:

@@ -18,7 +18,7 @@ class RunnerFacts:
     architecture: str
     context_length: int  # tokens the model was trained for
     vocabulary: int
-    weight_bytes: int
+    weight_bytes: int  # the draft's included
     media: frozenset[str] = frozenset()  # kinds of media it reads: "image", ...
 
 

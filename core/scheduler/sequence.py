@@ -65,9 +65,22 @@ class Sequence:
         return whole if most is None else min(whole, self.prompt_tokens + most)
 
     @property
+    def guessable(self) -> int:
+        """Tokens that may be guessed to follow the last one: what the context holds, and the request allows."""
+        room, most = self.request.num_ctx - len(self.tokens), self.request.guess
+        return room if most is None else min(room, most)
+
+    @property
     def truncated(self) -> int:
         """Prompt tokens that were cut on entry."""
         return len(self.request.prompt) - self.prompt_tokens
+
+    def put_down(self) -> None:
+        """Give back all memory: it has ended, or will be computed again from its tokens."""
+        self.table.clear()
+        self.guess = []
+        if self.guesser is not None:
+            self.guesser.close()
 
     def append(self, token: int) -> bool:
         """Take a sampled token; False if it does not fit and the request forbids shifting.

@@ -89,9 +89,9 @@ async def _serve(end: socket.socket, text: TextParts) -> None:
 
 
 def _load(load: Load, text: TextParts) -> InlineRunner:
-    files = {name: Path(path) for name, path in load.files.items()}
+    files, draft = ({name: Path(path) for name, path in paths.items()} for paths in (load.files, load.draft))
     architectures = [a for report in find_plugins(load.plugins) for a in report.architectures]
-    return InlineRunner(files, architectures, text, load.options)
+    return InlineRunner(files, architectures, text, load.options, draft=draft)
 
 
 class _Served:

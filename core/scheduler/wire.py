@@ -37,6 +37,7 @@ class Load(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Which model to load, and everything about how to run it that the server decides."""
 
     files: dict[str, str]  # original file name -> where its bytes lie
+    draft: dict[str, str] = {}  # the same of a small model that guesses; empty: none
     options: EngineOptions
     plugins: tuple[str, ...] = ()  # modules besides the installed plugins
     debug: int = 0

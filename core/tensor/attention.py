@@ -22,6 +22,7 @@ from .attention_block import (
     rows_of_block,
     state_size,
     tokens_of_block,
+    value_room,
     write_rows,
 )
 from .attention_micro import take
@@ -95,7 +96,7 @@ def attend_piece(block, q, tiles, spans, table, sight, scale, bend_to, piece, he
 def take_pieces(q, tiles, spans, table, sight, scale, bend_to, pieces, counter, states, out, thread):
     """Compute pieces until none is left. Whole blocks are written to out; of parts, states keeps what they end with."""
     K = tiles.keys.shape[1]
-    block = new_block(q.shape[1] // K, most_tokens(pieces), q.shape[2], tiles.values.shape[3])
+    block = new_block(q.shape[1] // K, most_tokens(pieces), q.shape[2], value_room(tiles))
     item = take(counter)
     while item < len(pieces) * K:
         piece, head = pieces[item // K], item % K
@@ -112,7 +113,7 @@ def take_pieces(q, tiles, spans, table, sight, scale, bend_to, pieces, counter, 
 def join_parts(q, tiles, pieces, states, out):
     """Put together the parts of each block, which follow each other, and write its rows."""
     K = tiles.keys.shape[1]
-    block = new_block(q.shape[1] // K, most_tokens(pieces), q.shape[2], tiles.values.shape[3])
+    block = new_block(q.shape[1] // K, most_tokens(pieces), q.shape[2], value_room(tiles))
     for head in range(K):
         for n in range(len(pieces)):
             token, tokens = pieces[n, 1], pieces[n, 2]
@@ -141,7 +142,7 @@ def attend_spans(team, q, tiles, spans, table, sight, scale, bend_to, alone, out
     whole = threads == 1 or len(pieces) * K >= ENOUGH * threads
     if not whole:
         pieces = cut_at_segments(pieces)
-    size = state_size(rows_of_block(group, most_tokens(pieces)), tiles.values.shape[3])
+    size = state_size(rows_of_block(group, most_tokens(pieces)), value_room(tiles))
     states = np.empty((0 if whole else len(pieces) * K, size), np.float32)
     counter = np.zeros(1, np.int64)
     share_pieces(team, threads, (q, tiles, spans, table, sight, scale, bend_to, pieces, counter, states, out))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba.extending import overload
 
-from .attention_micro import BLOCK, GROUP, PAIR, bend, mix, score, soften, widen, widen_codes
+from .attention_micro import BLOCK, GROUP, PAIR, bend, mix, score, soften, widen, widen_codes, widen_nibbles
 from .jit import kernel
 from .simd import LANES
 from .tiles import SUB
@@ -141,7 +141,14 @@ def _widen_keys(tiles, at, ahead, block, place):
             to = block.tiles + place * size + i
             widen_codes(tiles.keys, source, ahead * size + i, SUB, tiles.key_scales, scales, 16, memory, to)
 
-    return codes if _is_coded(tiles) else numbers
+    def nibbles(tiles, at, ahead, block, place):
+        size, memory = block.E * LANES, block.memory
+        for i in range(0, size, SUB * LANES):
+            source, scales, next_ = (at * size + i) // 2, (at * size + i) // SUB, (ahead * size + i) // 2
+            to = block.tiles + place * size + i
+            widen_nibbles(tiles.keys, source, next_, SUB // 2, tiles.key_scales, scales, 16, memory, to)
+
+    return {1: nibbles, -1: codes}.get(_coding(tiles), numbers)
 
 
 def widen_values(tiles, at, ahead, block, place):
@@ -162,11 +169,31 @@ def _widen_values(tiles, at, ahead, block, place):
             finite &= widen_codes(tiles.values, source, ahead * size + i, 2, tiles.value_scales, scale, 1, memory, to)
         return finite
 
-    return codes if _is_coded(tiles) else numbers
+    def nibbles(tiles, at, ahead, block, place):
+        size, memory, finite = block.F * LANES, block.memory, True
+        for i in range(0, size, SUB):
+            source, scale, next_ = (at * size + i) // 2, (at * size + i) // SUB, (ahead * size + i) // 2
+            to = block.tiles + place * size + i
+            finite &= widen_nibbles(tiles.values, source, next_, 1, tiles.value_scales, scale, 1, memory, to)
+        return finite
+
+    return {1: nibbles, -1: codes}.get(_coding(tiles), numbers)
 
 
-def _is_coded(tiles: Any) -> bool:
-    return bool(tiles.types[0].dtype.bitwidth == 8)
+def _coding(tiles: Any) -> int:
+    """Return -1 for tiles of signed bytes, 1 for pairs of four bits, 0 for floats."""
+    dtype = tiles.types[0].dtype
+    return (-1 if dtype.signed else 1) if dtype.bitwidth == 8 else 0
+
+
+def value_room(tiles):
+    """Return F of tiles, padded to a multiple of 16."""
+
+
+@overload(value_room)
+def _value_room(tiles):
+    per = 2 if _coding(tiles) == 1 else 1
+    return lambda tiles: tiles.values.shape[3] * per
 
 
 @kernel(inline="always")
@@ -252,6 +279,12 @@ def add_state(block, rows, part, at):
     for r in range(rows):
         peak, before = part[at + peaks + r], memory[block.total + peaks + r]
         if peak == -np.inf:
+            continue
+        if before == -np.inf:  # the first that sees anything
+            memory[block.total + peaks + r] = peak
+            for i in range(r * LANES, peaks, block.rows * LANES):
+                for lane in range(i, i + LANES):
+                    memory[block.total + lane] = part[at + lane]
             continue
         top = max(before, peak)
         old, new = np.exp2(before - top), np.exp2(peak - top)

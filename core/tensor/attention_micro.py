@@ -42,10 +42,10 @@ def widen(typing: Any, source: Any, at: Any, ahead: Any, vectors: Any, memory: A
         start, later = (e.address(context, signature.args[0], args[0], args[i], size // LANES) for i in (1, 2))
         target = e.address(context, signature.args[4], args[4], args[5], 4)
 
-        def read(index: Any) -> Any:
+        def read(index: Any) -> list[Any]:
             e.prefetch(e.move(later, index, size), 0)
             found = e.load(kept, e.move(start, index, size))
-            return found if kept is FLOATS else from_half(builder, found)
+            return [found if kept is FLOATS else from_half(builder, found)]
 
         return _widened(e, args[3], read, target)
 
@@ -70,26 +70,58 @@ def widen_codes(
         target = e.address(context, signature.args[7], args[7], args[8], 4)
         scale = e.halves(place) if scaled == LANES else e.splat(from_half(builder, e.load(HALF, place)))
 
-        def read(index: Any) -> Any:
+        def read(index: Any) -> list[Any]:
             e.prefetch(e.move(later, index, LANES), 0)
             found = e.load(vector(BYTE), e.move(start, index, LANES))
-            return builder.fmul(e.floats(builder.sext(found, INTS)), scale)
+            return [builder.fmul(e.floats(builder.sext(found, INTS)), scale)]
 
         return _widened(e, args[3], read, target)
 
     return types.boolean(codes, INDEX, INDEX, INDEX, scales, INDEX, lanes, memory, INDEX), emit
 
 
-def _widened(e: Emitter, vectors: Any, read: Callable[[Any], Any], target: Any) -> Any:
-    """Emit a loop that stores what `read` gives for each index; return if all of it is finite."""
+@intrinsic(prefer_literal=True)
+def widen_nibbles(
+    typing: Any, codes: Any, at: Any, ahead: Any, vectors: Any, scales: Any, scale_at: Any, lanes: Any, memory: Any,
+    to: Any,
+) -> Any:  # fmt: skip
+    """Do as `widen_codes` for sixteen bytes at a time, which hold two codes each.
+
+    The upper halves' numbers come `vectors` vectors behind the lower halves'.
+    """
+    scaled = lanes.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e, b = Emitter(builder), builder
+        start, later = (e.address(context, signature.args[0], args[0], args[i]) for i in (1, 2))
+        place = e.address(context, signature.args[4], args[4], args[5], 2)
+        target = e.address(context, signature.args[7], args[7], args[8], 4)
+        scale = e.halves(place) if scaled == LANES else e.splat(from_half(b, e.load(HALF, place)))
+        eight = b.fmul(scale, ir.Constant(FLOATS, [-8.0] * LANES))
+
+        def read(index: Any) -> list[Any]:
+            e.prefetch(e.move(later, index, LANES), 0)
+            both = b.zext(e.load(vector(BYTE), e.move(start, index, LANES)), INTS)
+            halves = b.and_(both, ir.Constant(INTS, [15] * LANES)), b.lshr(both, ir.Constant(INTS, [4] * LANES))
+            return [e.fma(e.floats(half), scale, eight) for half in halves]
+
+        return _widened(e, args[3], read, target)
+
+    return types.boolean(codes, INDEX, INDEX, INDEX, scales, INDEX, lanes, memory, INDEX), emit
+
+
+def _widened(e: Emitter, vectors: Any, read: Callable[[Any], list[Any]], target: Any) -> Any:
+    """Emit a loop that stores what `read` gives for each index, one result behind all of the other; return if all of
+    it is finite."""
     b = e.builder
     largest = cgutils.alloca_once_value(b, ir.Constant(INTS, [0] * LANES))
     sign = ir.Constant(INTS, [0x7FFFFFFF] * LANES)
     with cgutils.for_range(b, vectors) as loop:
-        found = read(loop.index)
-        e.store(found, e.move(target, loop.index, VECTOR))
-        size, before = b.and_(b.bitcast(found, INTS), sign), b.load(largest)
-        b.store(b.select(b.icmp_unsigned(">", size, before), size, before), largest)
+        for part, found in enumerate(read(loop.index)):
+            place = target if part == 0 else e.move(target, vectors, VECTOR)
+            e.store(found, e.move(place, loop.index, VECTOR))
+            size, before = b.and_(b.bitcast(found, INTS), sign), b.load(largest)
+            b.store(b.select(b.icmp_unsigned(">", size, before), size, before), largest)
     top = e.call("llvm.vector.reduce.umax.v16i32", INT, b.load(largest))
     return b.icmp_unsigned("<", top, INT(0x7F800000))
 
@@ -177,7 +209,7 @@ class _Sums:
         """Add each scalar times each vector."""
         for scalar, row in zip(scalars, self._places, strict=True):
             for value, place in zip(vectors, row, strict=True):
-                self._e.builder.store(self._e.fma(scalar, value, self._e.builder.load(place)), place)
+                self._e.builder.store(self._e.multiply_add(scalar, value, self._e.builder.load(place)), place)
 
     def found(self) -> list[list[Any]]:
         """Return the sums, [rows, vectors]."""

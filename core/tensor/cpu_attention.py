@@ -60,7 +60,7 @@ def attend(q: Floats, seen: CpuSeen, *, scale: float, soft_cap: float | None = N
     factor = scale / math.log(2) if soft_cap is None else scale / soft_cap
     q = np.ascontiguousarray(q)
     for span in seen.spans:
-        _, K, size, _ = span.tiles.keys.shape
+        K, size = span.tiles.keys.shape[1], span.tiles.key_size
         if H % K or size != E:  # the kernel trusts its shapes
             raise BadModel(f"attention of {H} query heads of {E} over {K} key heads of {size}: they do not fit")
         work = q, span.tiles, span.rows, span.table, sight, np.float32(factor), np.float32(bend_to)

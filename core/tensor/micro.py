@@ -1,6 +1,6 @@
 """Micro-kernels of products with packed weights, written as emitted vector code.
 
-`unpack` turns one record of sixteen rows into bytes that `dot4` takes, once; `multiply` uses them for up to six
+`unpack` turns one record of sixteen rows into codes that `dot` takes, once; `multiply` uses them for up to six
 columns of activations. Both work on a pair of groups: two weight vectors share each broadcast of activations, which is
 what keeps the dot unit busier than the load ports.
 
@@ -19,30 +19,33 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .abreast import CHAINS, column_parts
 from .layouts import GROUP, LAYOUTS, PAIR, STEPS, SUB, Layout
-from .simd import BYTE, BYTES, CODES, FLOAT, FLOATS, INT, INTS, LANES, Emitter, vector
+from .simd import BYTE, BYTES, CODES, FLOAT, FLOATS, INT, INTS, LANES, Emitter, code_bytes, fused, vector
 
 VECTOR = 4 * GROUP  # bytes of sixteen float32
 AHEAD = 6144  # bytes of weights that are asked for before they are unpacked: the time memory takes to answer
-CHUNK = 8  # sub-blocks of 32 columns that are unpacked at once: 8 KB of codes for a pair stay in the first cache
-CHAINS = 6  # sums that grow side by side at least: a dot instruction takes five cycles, and two begin in each
+CHUNK = 8  # sub-blocks of 32 columns that are unpacked at once: 8 or 16 KB of codes for a pair stay in the first cache
+CODE_BYTES = code_bytes()
+DOTS = STEPS * CODE_BYTES  # dot products of vectors in 32 columns
 
 ONE = 0x4B400000  # the bits of 1.5 * 2^23
 ORIGIN = 1.5 * 2.0**23
 
 # What is unpacked, in bytes of one array.
-SCALES_AT = CHUNK * STEPS * PAIR * BYTES  # float32 [scales, PAIR, 16]; codes lie before, [CHUNK, STEPS, PAIR, 64]
+SCALES_AT = CHUNK * DOTS * PAIR * BYTES  # float32 [scales, PAIR, 16]; codes lie before, [CHUNK, DOTS, PAIR, 64 bytes]
 LOWS_AT = SCALES_AT + 2 * CHUNK * PAIR * VECTOR  # minimums: float32 [scales, PAIR, 16], or pairs of int16
 HEADS_AT = LOWS_AT + CHUNK * PAIR * VECTOR  # float32 [PAIR, 16]: minus the scale of a unit's minimums
 UNPACKED = HEADS_AT + PAIR * VECTOR
 
 SUMS = 3  # of each 32 codes: of the first half, the second, and both
+EACH = 2  # sums of a column and a group: of integers, and of floats
 PAIRS = 12  # of int16 for each unit of 256 codes: the sums of 16 codes, two by two, then those of 32
 
 
 @intrinsic(prefer_literal=True)
 def unpack(typing: Any, name: Any, records: Any, record: Any, lane: Any, sub: Any, unpacked: Any) -> Any:
-    """Write one record's codes as bytes and its scales as float32, for place `lane` (0 or 1) of a pair.
+    """Write one record's codes as `dot` takes them and its scales as float32, for place `lane` (0 or 1) of a pair.
 
     They go to sub-block `sub` (of 32 columns) and those behind it. name: of the block format; records: address of
     packed weights; unpacked: uint8, laid out as said above. Codes fill the upper bits of their bytes, so that every
@@ -57,13 +60,14 @@ def unpack(typing: Any, name: Any, records: Any, record: Any, lane: Any, sub: An
         start = e.address(context, signature.args[5], unpacked_)
         scale_at = builder.add(builder.mul(sub_, ir.Constant(sub_.type, SUB // layout.sub * PAIR)), lane_)
         scales, lows = (e.move(e.move(start, place), scale_at, VECTOR) for place in (INDEX(SCALES_AT), INDEX(LOWS_AT)))
-        target = e.move(e.move(start, lane_, BYTES), sub_, STEPS * PAIR * BYTES)
+        target = e.move(e.move(start, lane_, BYTES), sub_, DOTS * PAIR * BYTES)
         lines, count = range(0, layout.places["end"], BYTES), layout.unit // SUB * STEPS
         planes = _planes(e, layout, source)
         for step in range(count):
             for line in lines[len(lines) * step // count : len(lines) * (step + 1) // count]:
                 e.prefetch(source, AHEAD + line)
-            e.store(_code(e, layout, planes, step), target, step * PAIR * BYTES)
+            for part, codes in enumerate(e.multiplied(_code(e, layout, planes, step))):
+                e.store(codes, target, (step * CODE_BYTES + part) * PAIR * BYTES)
         for place, values in ((scales, _scales(e, layout, source)), (lows, _lows(e, layout, source))):
             for i, value in enumerate(values):
                 e.store(value, place, i * PAIR * VECTOR)
@@ -193,11 +197,7 @@ def multiply(
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder)
         weights = Unpacked(e, layout, e.address(context, signature.args[2], args[2]))
-        tile = Tile(e, layout, columns, _addresses(e, context, signature, args, 4))
-        tile.begin()
-        with cgutils.for_range(builder, args[3]) as loop:
-            tile.add_sub_block(weights.at(loop.index), tile.at_sub_block(loop.index))
-        tile.end(weights)
+        _multiply(e, layout, columns, weights, args[3], _addresses(e, context, signature, args, 4))
         return context.get_dummy_value()
 
     index = types.intp
@@ -221,11 +221,8 @@ def multiply_records(
         sources = [e.address(context, signature.args[2], args[2], args[3], size)]
         sources.append(e.move(sources[0], INDEX(size)))
         weights = Records(e, layout, sources)
-        tile = Tile(e, layout, columns, _addresses(e, context, signature, args, 4))
-        tile.begin()
-        with cgutils.for_range(builder, INDEX(layout.unit // SUB)) as loop:
-            tile.add_sub_block(weights.at(loop.index), tile.at_sub_block(loop.index))
-        tile.end(weights)
+        subs = INDEX(layout.unit // SUB)
+        _multiply(e, layout, columns, weights, subs, _addresses(e, context, signature, args, 4))
         return context.get_dummy_value()
 
     index = types.intp
@@ -249,7 +246,7 @@ class Unpacked:
     def __init__(self, e: Emitter, layout: Layout, start: Any, index: Any = None) -> None:
         self._e, self._layout, self._start = e, layout, start
         if index is not None:
-            self._codes = e.move(start, index, STEPS * PAIR * BYTES)
+            self._codes = e.move(start, index, DOTS * PAIR * BYTES)
             self._scales = e.move(start, index, SUB // layout.sub * PAIR * VECTOR)
 
     def at(self, index: Any) -> Unpacked:
@@ -257,7 +254,7 @@ class Unpacked:
         return Unpacked(self._e, self._layout, self._start, index)
 
     def code(self, step: int, g: int) -> Any:
-        """Return the codes of four columns."""
+        """Return what one dot product takes."""
         return self._e.load(CODES, self._codes, (step * PAIR + g) * BYTES)
 
     def scale(self, half: int, g: int) -> Any:
@@ -295,8 +292,9 @@ class Records:
         return Records(self._e, self._layout, self._sources, index)
 
     def code(self, step: int, g: int) -> Any:
-        """Return the codes of four columns."""
-        return _code(self._e, self._layout, self._planes[g], step)
+        """Return what one dot product takes."""
+        four, part = divmod(step, CODE_BYTES)
+        return self._e.multiplied(_code(self._e, self._layout, self._planes[g], four))[part]
 
     def scale(self, half: int, g: int) -> Any:
         """Return a scale of this sub-block."""
@@ -323,13 +321,25 @@ class Records:
 Weights = Unpacked | Records
 
 
-class Tile:
-    """Emits the product of a pair of groups with a tile of activations: every sum stays in a register throughout."""
+def _multiply(e: Emitter, layout: Layout, columns: int, weights: Weights, subs: Any, at: dict[str, Any]) -> None:
+    """Emit the product of `subs` sub-blocks of a pair of groups with a tile of activations."""
+    for count, first in column_parts(e.builder, columns, EACH):
+        here = {name: e.move(start, first, PAIR * VECTOR if name == "out" else 4) for name, start in at.items()}
+        tile = Tile(e, layout, columns, count, here)
+        tile.begin()
+        with cgutils.for_range(e.builder, subs) as loop:
+            tile.add_sub_block(weights.at(loop.index), tile.at_sub_block(loop.index))
+        tile.end(weights)
 
-    def __init__(self, e: Emitter, layout: Layout, columns: int, at: dict[str, Any]) -> None:
-        self.e, self.layout, self.columns, self.at = e, layout, columns, at
+
+class Tile:
+    """Emits the product of a pair of groups with columns of a tile: every sum stays in a register throughout."""
+
+    def __init__(self, e: Emitter, layout: Layout, columns: int, count: int, at: dict[str, Any]) -> None:
+        """Start with the first of `count` columns of a tile that has `columns`."""
+        self.e, self.layout, self.columns, self.count, self.at = e, layout, columns, count, at
         self.whole = layout.unit > SUB
-        places = [(j, g) for j in range(columns) for g in range(PAIR)]
+        places = [(j, g) for j in range(count) for g in range(PAIR)]
         self.sums = {place: cgutils.alloca_once(e.builder, FLOATS) for place in places}
 
     def begin(self) -> None:
@@ -341,18 +351,18 @@ class Tile:
 
     def at_sub_block(self, index: Any) -> dict[str, Any]:
         """Return where the activations of 32 columns lie."""
-        sizes = {"codes": SUB * self.columns, "starts": 4 * SUMS * self.columns, "steps": 4 * SUMS * self.columns}
-        return {name: self.e.move(self.at[name], index, size) for name, size in sizes.items()}
+        sizes = {"codes": SUB * CODE_BYTES, "starts": 4 * SUMS, "steps": 4 * SUMS}
+        return {name: self.e.move(self.at[name], index, size * self.columns) for name, size in sizes.items()}
 
     def add_sub_block(self, weights: Weights, at: dict[str, Any]) -> None:
         """Add the products of 32 columns."""
         halves = SUB // self.layout.sub
-        each = STEPS // halves
+        each = DOTS // halves
         for half in range(halves):
             found = self._dots(weights, at, range(half * each, (half + 1) * each), half)
             for g in range(PAIR):
                 scale = weights.scale(half, g)
-                for j in range(self.columns):
+                for j in range(self.count):
                     self._add(j, g, found[j, g], scale, weights, at)
 
     def _dots(self, weights: Weights, at: dict[str, Any], steps: range, half: int) -> dict[tuple[int, int], Any]:
@@ -365,11 +375,11 @@ class Tile:
             found[(j, g), 0] = self._start(at["starts"], half, j)
         for step in steps:
             w = [weights.code(step, g) for g in range(PAIR)]
-            for j in range(self.columns):
+            for j in range(self.count):
                 x = e.splat(e.load(INT, at["codes"], (step * self.columns + j) * 4))
                 for g in range(PAIR):
                     key = (j, g), step % chains
-                    found[key] = e.dot4(found[key], w[g], x)
+                    found[key] = e.dot(found[key], w[g], x)
         return {place: reduce(e.builder.add, [found[place, c] for c in range(chains)]) for place in self.sums}
 
     def _start(self, starts: Any, half: int, j: int) -> Any:
@@ -387,7 +397,7 @@ class Tile:
             value = e.floats(value)
         else:
             step, taken, sum_ = (e.splat(e.load(FLOAT, at["steps"], (i * self.columns + j) * 4)) for i in range(SUMS))
-            value = e.fma(e.builder.bitcast(value, FLOATS), step, taken)
+            value = _grown(e, e.builder.bitcast(value, FLOATS), step, taken)
             if self.layout.minimums:
                 total = e.fma(weights.low(g), sum_, total)
         e.builder.store(e.fma(value, scale, total), variable)
@@ -418,6 +428,13 @@ class Tile:
         return (j * PAIR + g) * VECTOR
 
 
+def _grown(e: Emitter, value: Any, step: Any, taken: Any) -> Any:
+    """Return step times what was added to ORIGIN, rounded once. taken: -ORIGIN * step, which is exact."""
+    if fused():
+        return e.fma(value, step, taken)
+    return e.builder.fmul(e.builder.fsub(value, ir.Constant(FLOATS, [ORIGIN] * LANES)), step)
+
+
 @intrinsic(prefer_literal=True)
 def quantise_block(
     typing: Any, x: Any, at: Any, unit: Any, width: Any, codes: Any, code_at: Any, starts: Any, start_at: Any,
@@ -444,9 +461,9 @@ def quantise_block(
             rounded = e.call("llvm.rint.v16f32", FLOATS, builder.fmul(value, inverse))
             integers = builder.fptosi(rounded, INTS)
             sums.append(e.call("llvm.vector.reduce.add.v16i32", INT, integers))
-            fours = builder.bitcast(builder.trunc(integers, vector(BYTE)), vector(INT, 4))
-            for four in range(4):
-                e.store(builder.extract_element(fours, INT(four)), code)
+            lanes = e.lanes(integers)
+            for lane in range(lanes.type.count):
+                e.store(builder.extract_element(lanes, INT(lane)), code)
                 code = e.move(code, args[3], 4)
         wholes = [builder.add(*sums[i : i + 2]) for i in range(0, len(sums), 2)]
         for i, whole in enumerate(wholes):

@@ -1,6 +1,7 @@
 """Activations in the order that products read them: chunks of columns, in a chunk tiles of up to six tokens.
 
-In a tile the columns of one step lie beside those of the other tokens: four bytes each, or one float. A product with
+In a tile the columns of one step lie beside those of the other tokens: four bytes each, or one float. Where codes are
+multiplied as 16-bit integers, a step has two columns: of four, first 0 and 2, then 1 and 3. A product with
 8-bit activations has step sizes that cover as many columns as the weights' unit, 32 or 256, as the formats' partners in
 ggml do (Q8_0, Q8_K).
 """
@@ -14,12 +15,13 @@ import numpy.typing as npt
 
 from .jit import kernel
 from .layouts import SUB
-from .micro import CHUNK, PAIRS, SUMS, quantise_block
+from .micro import CHUNK, CODE_BYTES, PAIRS, SUMS, quantise_block
 from .team import TEAM, shared
 
 WIDTH = 6  # tokens of a full tile
 WIDE = CHUNK * SUB  # columns of a chunk
 LITTLE = 1 << 15  # numbers that one thread is done with before others have looked up
+CODE = np.int8 if CODE_BYTES == 1 else np.int16
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Quantised:
 
     count: int  # T
     unit: int  # columns of one step size
-    codes: npt.NDArray[np.int8]  # tiles of [subs, STEPS, width, 4], flat
+    codes: npt.NDArray[np.int8] | npt.NDArray[np.int16]  # tiles of [subs, DOTS, width, 4 or 2], flat
     starts: npt.NDArray[
         np.int32
     ]  # [subs, 3, width]: -128 * sum of 16 codes, the next 16, all 32; if the unit is 32, from ORIGIN
@@ -70,7 +72,8 @@ def quantise_tile(x, unit, codes, starts, pairs, steps, tile):
             chunk, sub = at // WIDE, at % WIDE // SUB
             subs = min(CHUNK, D // SUB - chunk * CHUNK)  # of this chunk
             before = chunk * CHUNK * padded + first * subs + sub * width  # sub-blocks laid out before
-            source, code_at, start_at = (first + j) * D + at, before * SUB + 4 * j, before * SUMS + j
+            source, start_at = (first + j) * D + at, before * SUMS + j
+            code_at = before * SUB * CODE_BYTES + 4 * j  # in bytes
             if unit == WIDE:
                 step_at = chunk * padded + first
                 pair_at = step_at * PAIRS + j
@@ -89,7 +92,7 @@ def quantised(table, x, unit):
     """Return codes, starts, pairs and steps of `Quantised` for x, [T, D] float32. table: of the team."""
     T, D = x.shape
     padded = padded_count(T)
-    codes = np.empty(padded * D, np.int8)
+    codes = np.empty(padded * D, CODE)
     starts = np.empty(padded * (D // SUB) * SUMS, np.int32)
     pairs = np.empty(padded * (D // WIDE) * PAIRS if unit == WIDE else 0, np.int32)
     steps = np.empty(padded * (D // unit) * (1 if unit == WIDE else SUMS), np.float32)

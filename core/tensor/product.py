@@ -18,9 +18,10 @@ from llvmlite import ir
 from numba import cfunc, types
 from numba.extending import intrinsic
 
+from .abreast import abreast
 from .jit import kernel, specialised
 from .layouts import GROUP, LAYOUTS, PAIR, SUB, WIDE_FORMATS, name_of_records
-from .micro import CHUNK, PAIRS, SUMS, UNPACKED, multiply, multiply_records, unpack
+from .micro import CHUNK, CODE_BYTES, EACH, PAIRS, SUMS, UNPACKED, multiply, multiply_records, unpack
 from .operands import WIDE, WIDTH, floats_in_tiles, padded_count, quantised, width_of
 from .pointwise import activate_piece
 from .simd import BYTES
@@ -34,7 +35,9 @@ ROWS = PAIR * GROUP
 SHARES = 8  # for each thread: so that none waits long for another
 RESIDENT = 1 << 20  # bytes of activations that stay in a core's own cache while weights stream past
 SCRATCH = max(UNPACKED, WIDENED)  # bytes of weights in the form that tiles are multiplied with
-FEW = 8  # tokens that weights are unpacked for in registers: once for each tile, which still costs less than memory
+# Tokens that weights are unpacked for in registers: once for each tile, which still costs less than memory.
+FEW = 8 if abreast(EACH) >= WIDTH else 1
+CODES_OF = SUB * CODE_BYTES  # bytes of a token's codes in a sub-block
 PLAIN = -1  # form of a product without activation
 
 # What the driver knows of one product, a row of its table: addresses of the compiled product, of the records, and of a
@@ -64,7 +67,7 @@ def multiply_few(records, units, pair, count, codes, starts, pairs, steps, total
         for base in range(0, count, WIDTH):
             width = width_of(count - base)
             before = chunk * padded + base * here + (sub - chunk) * width
-            code_at, start_at, at = before * SUB, before * SUMS, base * ROWS
+            code_at, start_at, at = before * CODES_OF, before * SUMS, base * ROWS
             tile_at = unit_at * padded + base
             step_at = tile_at if COLUMNS == WIDE else start_at
             if width == WIDTH:
@@ -109,22 +112,22 @@ def multiply_pair(records, units, pair, low, high, count, codes, starts, pairs, 
             # The width is part of the compiled code: how many sums it holds in registers.
             if width == WIDTH:
                 multiply(
-                    NAME, WIDTH, unpacked, here, codes, before * SUB, starts, start_at, pairs, tile_at * PAIRS,
+                    NAME, WIDTH, unpacked, here, codes, before * CODES_OF, starts, start_at, pairs, tile_at * PAIRS,
                     steps, step_at, total, at,
                 )  # fmt: skip
             elif width == 4:
                 multiply(
-                    NAME, 4, unpacked, here, codes, before * SUB, starts, start_at, pairs, tile_at * PAIRS,
+                    NAME, 4, unpacked, here, codes, before * CODES_OF, starts, start_at, pairs, tile_at * PAIRS,
                     steps, step_at, total, at,
                 )  # fmt: skip
             elif width == 2:
                 multiply(
-                    NAME, 2, unpacked, here, codes, before * SUB, starts, start_at, pairs, tile_at * PAIRS,
+                    NAME, 2, unpacked, here, codes, before * CODES_OF, starts, start_at, pairs, tile_at * PAIRS,
                     steps, step_at, total, at,
                 )  # fmt: skip
             else:
                 multiply(
-                    NAME, 1, unpacked, here, codes, before * SUB, starts, start_at, pairs, tile_at * PAIRS,
+                    NAME, 1, unpacked, here, codes, before * CODES_OF, starts, start_at, pairs, tile_at * PAIRS,
                     steps, step_at, total, at,
                 )  # fmt: skip
 
@@ -280,7 +283,7 @@ def multiply_share(jobs, inputs, D, form, every, shares, out, share):
         before += job[PAIRED]
         if first >= last:
             continue
-        step = max(1, RESIDENT // (max(D, SUB) * WIDTH * (4 if job[UNIT] == 1 else 1))) * WIDTH
+        step = max(1, RESIDENT // (max(D, SUB) * WIDTH * (4 if job[UNIT] == 1 else CODE_BYTES))) * WIDTH
         for low in range(0, T, step):
             high = min(T, low + step)
             for pair in range(first, last):

@@ -23,7 +23,7 @@ LANES = 16  # float32 and int32 values in a vector
 BYTES = 64  # bytes in a vector
 
 BYTE, SHORT, INT, LONG = (ir.IntType(n) for n in (8, 16, 32, 64))
-HALF, FLOAT = ir.HalfType(), ir.FloatType()
+HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 
 
 def vector(element: Any, count: int = LANES) -> Any:
@@ -44,6 +44,33 @@ def features() -> frozenset[str]:
     if given is None:
         given = "" if config.CPU_NAME else get_host_cpu_features()  # type: ignore[attr-defined,no-untyped-call]
     return frozenset(item[1:] for item in given.split(",") if item.startswith("+"))
+
+
+def registers() -> int:
+    """Return how many vectors of LANES the processor's registers hold: each takes one, two or four of them."""
+    if "avx512f" in features():
+        return 32
+    return 4 if features().isdisjoint({"avx2", "neon"}) else 8
+
+
+def code_bytes() -> int:
+    """Return the bytes of a code in the form that products take: one, or two where x86 has no dot product of bytes.
+
+    There 16-bit integers are what an instruction multiplies and adds in pairs, so that codes are widened beforehand.
+    """
+    return 2 if _on_x86() and features().isdisjoint({"avx512vnni", "avxvnni"}) else 1
+
+
+def fused() -> bool:
+    """Return whether the processor multiplies and adds floats in one instruction, rounding once."""
+    return not features().isdisjoint({"fma", "avx512f", "neon", "fp-armv8"})
+
+
+_PAIRWISE = (("avx512bw", 1, "avx512.pmaddw.d.512"), ("avx2", 2, "avx2.pmadd.wd"), ("sse2", 4, "sse2.pmadd.wd"))
+
+
+def _on_x86() -> bool:
+    return any(feature.startswith(("sse", "avx")) for feature in features())
 
 
 class Emitter:
@@ -105,8 +132,19 @@ class Emitter:
         return self.floats(self.builder.sext(found, INTS) if signed else self.builder.zext(found, INTS))
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
-        """Return a * b + c, rounded once."""
-        return self.call(f"llvm.fma.v{a.type.count}f32", a.type, a, b, c)
+        """Return a * b + c of float32 vectors, rounded once.
+
+        A processor without the instruction would call a library for each lane. There float64 holds the product exactly
+        and the sum to 29 more bits: one result in 2^29 falls to the other side when it is rounded to float32.
+        """
+        if fused():
+            return self.call(f"llvm.fma.v{a.type.count}f32", a.type, a, b, c)
+        wide = [self.builder.fpext(value, vector(DOUBLE, a.type.count)) for value in (a, b, c)]
+        return self.builder.fptrunc(self.builder.fadd(self.builder.fmul(*wide[:2]), wide[2]), a.type)
+
+    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
+        """Return a * b + c, rounded once or twice: what the processor does faster."""
+        return self.call(f"llvm.fmuladd.v{a.type.count}f32", a.type, a, b, c)
 
     def dot4(self, sums: Any, unsigned: Any, signed: Any) -> Any:
         """Return sums + the dot products of four unsigned with four signed bytes in each 32-bit lane.
@@ -117,19 +155,54 @@ class Emitter:
         if "avx512vnni" in features():
             return self.call("llvm.x86.avx512.vpdpbusd.512", INTS, sums, unsigned, signed)
         if "avxvnni" in features():
-            return self._in_parts(2, "llvm.x86.avx512.vpdpbusd.256", sums, unsigned, signed)
+            return self._in_parts(2, "llvm.x86.avx512.vpdpbusd.256", INT, sums, unsigned, signed)
         if "i8mm" in features():
-            return self._in_parts(4, "llvm.aarch64.neon.usdot.v4i32.v16i8", sums, unsigned, signed)
-        return self._dot4_by_halves(sums, unsigned, signed)
+            return self._in_parts(4, "llvm.aarch64.neon.usdot.v4i32.v16i8", INT, sums, unsigned, signed)
+        words = self.words(unsigned, signed=False), self.words(signed, signed=True)
+        for left, right in zip(*words, strict=True):
+            sums = self.dot2(sums, left, right)
+        return sums
 
     def dot2(self, sums: Any, left: Any, right: Any) -> Any:
         """Return sums + the dot products of two signed 16-bit integers in each 32-bit lane, [16] int32 each."""
         if "avx512vnni" in features():
             return self.call("llvm.x86.avx512.vpdpwssd.512", INTS, sums, left, right)
-        b, sixteen = self.builder, ir.Constant(INTS, [16] * LANES)
-        low = (b.ashr(b.shl(value, sixteen), sixteen) for value in (left, right))
-        high = (b.ashr(value, sixteen) for value in (left, right))
-        return b.add(sums, b.add(b.mul(*low), b.mul(*high)))
+        b, narrow, wide = self.builder, vector(SHORT, 2 * LANES), vector(INT, 2 * LANES)
+        left, right = (b.bitcast(value, narrow) for value in (left, right))
+        for feature, parts, name in _PAIRWISE:
+            if feature in features() or (feature == "sse2" and _on_x86()):
+                return b.add(sums, self._in_parts(parts, f"llvm.x86.{name}", INT, left, right))
+        products = b.mul(b.sext(left, wide), b.sext(right, wide))
+        for first in (0, 1):
+            sums = b.add(sums, b.shuffle_vector(products, products, ir.Constant(INTS, [*range(first, 2 * LANES, 2)])))
+        return sums
+
+    def dot(self, sums: Any, codes: Any, lanes: Any) -> Any:
+        """Return sums + the dot products of codes, as `multiplied` returns them, with activations, as `lanes` does."""
+        return (self.dot4 if code_bytes() == 1 else self.dot2)(sums, codes, lanes)
+
+    def multiplied(self, octets: Any) -> Sequence[Any]:
+        """Return 64 unsigned bytes, four columns of sixteen rows, as the vectors that `dot` takes: one, or two."""
+        return [octets] if code_bytes() == 1 else self.words(octets, signed=False)
+
+    def lanes(self, integers: Any) -> Any:
+        """Return sixteen int32 that fit a signed byte as the 32-bit lanes that `dot` takes, 4 or 8 of them."""
+        if code_bytes() == 1:
+            return self.builder.bitcast(self.builder.trunc(integers, vector(BYTE)), vector(INT, 4))
+        order = ir.Constant(INTS, [four + i for four in range(0, LANES, 4) for i in (0, 2, 1, 3)])  # as `words` does
+        shorts = self.builder.trunc(self.builder.shuffle_vector(integers, integers, order), vector(SHORT))
+        return self.builder.bitcast(shorts, vector(INT, 8))
+
+    def words(self, octets: Any, *, signed: bool) -> tuple[Any, Any]:
+        """Return 64 bytes as 16-bit integers, two in each 32-bit lane: first bytes 0 and 2 of a lane, then 1 and 3."""
+        b, kind = self.builder, vector(SHORT, 2 * LANES)
+        eight, pairs = ir.Constant(kind, [8] * 2 * LANES), b.bitcast(octets, kind)
+        if signed:
+            halves = b.ashr(b.shl(pairs, eight), eight), b.ashr(pairs, eight)
+        else:
+            halves = b.and_(pairs, ir.Constant(kind, [255] * 2 * LANES)), b.lshr(pairs, eight)
+        even, odd = (b.bitcast(half, INTS) for half in halves)
+        return even, odd
 
     def lookup(self, table: Sequence[int], indices: Any) -> Any:
         """Return table[index] for 64 byte indices in 0..15."""
@@ -151,29 +224,12 @@ class Emitter:
             function = ir.Function(module, ir.FunctionType(result, [arg.type for arg in args]), name)
         return self.builder.call(function, args)
 
-    def _dot4_by_halves(self, sums: Any, unsigned: Any, signed: Any) -> Any:
-        """Return dot4 from products of 16-bit numbers, added in pairs: what x86's vpmaddwd does at once.
-
-        llvm.vector.partial.reduce.add would be shorter, but leaves open which products go to which lane.
-        """
-        b, narrow, wide = self.builder, vector(SHORT, 32), vector(INT, 32)
-        eight = ir.Constant(narrow, [8] * 32)
-        u, s = b.bitcast(unsigned, narrow), b.bitcast(signed, narrow)
-        even = b.and_(u, ir.Constant(narrow, [255] * 32)), b.ashr(b.shl(s, eight), eight)
-        odd = b.lshr(u, eight), b.ashr(s, eight)
-        for left, right in (even, odd):
-            products = b.mul(b.zext(left, wide), b.sext(right, wide))
-            for first in (0, 1):
-                pairs = ir.Constant(INTS, [*range(first, 32, 2)])
-                sums = b.add(sums, b.shuffle_vector(products, products, pairs))
-        return sums
-
-    def _in_parts(self, parts: int, name: str, sums: Any, *operands: Any) -> Any:
-        """Apply an intrinsic of narrower vectors to each part of the operands, and join the results."""
+    def _in_parts(self, parts: int, name: str, element: Any, *operands: Any) -> Any:
+        """Apply an intrinsic of narrower vectors to each part of the operands, and join the results to 16 elements."""
         results = []
         for part in range(parts):
-            narrow = [self._part(value, part, parts) for value in (sums, *operands)]
-            results.append(self.call(name, narrow[0].type, *narrow))
+            narrow = [self._part(value, part, parts) for value in operands]
+            results.append(self.call(name, vector(element, LANES // parts), *narrow))
         while len(results) > 1:
             results = [self._joined(a, b) for a, b in zip(results[::2], results[1::2], strict=True)]
         return results[0]

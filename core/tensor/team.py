@@ -282,7 +282,9 @@ def shared(function: Any) -> Any:
 
     # numba looks for a cached kernel by name, and sees only this file: the name must tell whose share it is.
     source = hashlib.sha256(function.py_func.__code__.co_code + function.__module__.encode()).hexdigest()[:8]
-    return kernel(specialised(_share, f"share_{function.__name__}_{source}", prepare=prepare))
+    share = kernel(specialised(_share, f"share_{function.__name__}_{source}", prepare=prepare))
+    share.function = function
+    return share
 
 
 def _share(table, count, arguments):
@@ -296,6 +298,9 @@ def spread(share: Any, count: int, each: int, *arguments: Any) -> None:
 
     share: what `shared` made. A single item stays with the caller.
     """
+    if count <= each:
+        share.function(*arguments, each, 0)
+        return
     share(TEAM.ready(), -(-count // each), (*arguments, each))
 
 

@@ -13,6 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .abreast import column_parts
 from .layouts import GROUP, PAIR, SUB, WIDE_FORMATS
 from .micro import AHEAD, INDEX, VECTOR
 from .simd import BYTES, FLOAT, FLOATS, INTS, LANES, SHORT, Emitter, vector
@@ -65,26 +66,34 @@ def multiply_wide(typing: Any, width: Any, widened: Any, blocks: Any, x: Any, x_
         weights = e.address(context, signature.args[1], args[1])
         activations = e.address(context, signature.args[3], args[3], args[4], 4)
         target = e.address(context, signature.args[5], args[5], args[6], 4)
-        places = [(j, g) for j in range(tokens) for g in range(PAIR)]
-        sums = {place: cgutils.alloca_once(builder, FLOATS) for place in places}
-        for place, variable in sums.items():
-            builder.store(e.load(FLOATS, target, _place(place)), variable)
-        with cgutils.for_range(builder, builder.mul(args[2], INDEX(SUB // UNROLLED))) as loop:
-            w_at = e.move(weights, loop.index, UNROLLED * PAIR * VECTOR)
-            x_at = e.move(activations, loop.index, UNROLLED * tokens * 4)
-            for column in range(UNROLLED):
-                w = [e.load(FLOATS, w_at, (column * PAIR + g) * VECTOR) for g in range(PAIR)]
-                for j in range(tokens):
-                    value = e.splat(e.load(FLOAT, x_at, (column * tokens + j) * 4))
-                    for g in range(PAIR):
-                        variable = sums[j, g]
-                        builder.store(e.fma(value, w[g], builder.load(variable)), variable)
-        for place in places:
-            e.store(builder.load(sums[place]), target, _place(place))
+        rounds = builder.mul(args[2], INDEX(SUB // UNROLLED))
+        for count, first in column_parts(builder, tokens, 1):
+            x_here, out_here = e.move(activations, first, 4), e.move(target, first, PAIR * VECTOR)
+            _multiply(e, tokens, count, weights, rounds, x_here, out_here)
         return context.get_dummy_value()
 
     index = types.intp
     return types.void(width, widened, index, x, index, out, index), emit
+
+
+def _multiply(e: Emitter, tokens: int, count: int, weights: Any, rounds: Any, x: Any, out: Any) -> None:
+    """Emit the product with `count` tokens of a tile of `tokens`, in `rounds` of UNROLLED columns."""
+    builder, places = e.builder, [(j, g) for j in range(count) for g in range(PAIR)]
+    sums = {place: cgutils.alloca_once(builder, FLOATS) for place in places}
+    for place, variable in sums.items():
+        builder.store(e.load(FLOATS, out, _place(place)), variable)
+    with cgutils.for_range(builder, rounds) as loop:
+        w_at = e.move(weights, loop.index, UNROLLED * PAIR * VECTOR)
+        x_at = e.move(x, loop.index, UNROLLED * tokens * 4)
+        for column in range(UNROLLED):
+            w = [e.load(FLOATS, w_at, (column * PAIR + g) * VECTOR) for g in range(PAIR)]
+            for j in range(count):
+                value = e.splat(e.load(FLOAT, x_at, (column * tokens + j) * 4))
+                for g in range(PAIR):
+                    variable = sums[j, g]
+                    builder.store(e.multiply_add(value, w[g], builder.load(variable)), variable)
+    for place in places:
+        e.store(builder.load(sums[place]), out, _place(place))
 
 
 def _place(place: tuple[int, int]) -> int:

@@ -1,0 +1,120 @@
+"""Guessing ahead with a second, small model of the same vocabulary.
+
+Source: "Fast Inference from Transformers via Speculative Decoding", arXiv:2211.17192. As the small model's likeliest
+token is the only one guessed, taking it exactly when it is what the large one samples leaves replies as they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import BadModel
+from ..memory.cache import Cache, Capacity, ElementType, Rows, StepView
+from ..model import LoadedModel
+from ..protocols import Tokenizer
+from .guess import MOST, Credit
+from .pace import Pace
+
+FIRST = 4.0  # steps of credit: a draft model was chosen, so it is tried for longer than chance repetitions are
+
+
+@contextmanager
+def speaking_of_draft() -> Iterator[None]:
+    """Let a BadModel say that it is about the draft model."""
+    try:
+        yield
+    except BadModel as error:
+        raise BadModel(f"the draft model: {error}") from None
+
+
+def check_same_tokens(model: Tokenizer, draft: Tokenizer) -> None:
+    """Raise BadModel unless both number the same tokens alike."""
+    if model.size != draft.size:
+        raise BadModel(f"it has {draft.size} tokens, expected the model's own {model.size}")
+    for token in range(model.size):
+        found, expected = draft.piece(token, special=True), model.piece(token, special=True)
+        if found != expected:
+            raise BadModel(f"its token {token} is {found!r}, expected the model's own {expected!r}")
+
+
+class DraftModel:
+    """The small model and its key/value cache. Only the engine's thread uses it."""
+
+    def __init__(self, model: LoadedModel, element: ElementType, capacity: Capacity, pace: Pace) -> None:
+        self.model, self.pace, self.step_tokens = model, pace, capacity.step_tokens
+        self.cache = Cache(model.cache, element, capacity)
+
+    def guesser(self) -> Draft:
+        """Return what guesses in one reply (`Guesser`)."""
+        return Draft(self)
+
+
+class Draft:
+    """Guesses what the small model finds likeliest, one token after the other."""
+
+    def __init__(self, draft: DraftModel) -> None:
+        self._draft = draft
+        self._table = draft.cache.blocks.table(back=MOST + 1)
+        self._read: list[int] = []  # tokens that the table holds
+        self._credit = Credit(FIRST)
+        self._took = 0.0  # seconds for one token, lately
+
+    def guess(self, tokens: Sequence[int], most: int, cost: float) -> list[int]:
+        """Return up to `most` tokens; none while there is much to read first."""
+        count = self._credit.afford(most, cost + self._own_cost)
+        if count < 1:
+            return []
+        self._agree(tokens)
+        unread = list(tokens[len(self._read) :])
+        if not self._table.reserve(len(tokens) + count):
+            return []
+        if len(unread) > self._draft.step_tokens:
+            self._forward(unread[: self._draft.step_tokens])
+            return []
+        guessed: list[int] = []
+        start = time.perf_counter()
+        while len(guessed) < count:
+            unread = [int(self._forward(unread).argmax())]
+            guessed += unread
+        self._took = (time.perf_counter() - start) / count
+        return guessed
+
+    def learn(self, guessed: int, accepted: int, cost: float) -> None:
+        """Change the credit."""
+        self._credit.learn(guessed, accepted, cost + self._own_cost)
+
+    def close(self) -> None:
+        """Give the cache's blocks back."""
+        self._table.clear()
+        self._read = []
+
+    @property
+    def _own_cost(self) -> float:
+        """What computing a token takes, in steps of the large model."""
+        step = self._draft.pace.seconds
+        return self._took / step if step else 0.0
+
+    def _agree(self, tokens: Sequence[int]) -> None:
+        """Forget what was guessed wrong; all, if the text has changed before that. The last token is always unread."""
+        count = min(len(self._read), len(tokens) - 1)
+        if self._read[:count] != list(tokens[:count]):
+            count = next(i for i in range(count) if self._read[i] != tokens[i])
+        if len(self._read) - count > MOST + 1:
+            self.close()
+        else:
+            self._table.rewind(count)
+            del self._read[count:]
+
+    def _forward(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Read tokens and return the logits behind the last, [V]."""
+        model = self._draft.model.model
+        step = StepView(self._draft.cache, [Rows(self._table, 0, len(tokens))])
+        x = model.forward(model.embed(np.array(tokens, np.int32)), step)
+        self._read += tokens
+        self._table.advance(self._read, len(tokens))
+        return model.logits(x[-1:])[0]  # type: ignore[return-value]

@@ -1,0 +1,116 @@
+"""Whoever else is there, a reply is what it is alone: random schedules on real models, compared bit for bit.
+
+`python -m bench.schedules` plays many more of them.
+"""
+
+import numpy as np
+import pytest
+from bench import schedules
+from bench.schedules import Play, Schedule, Spoken, Tipster, Visit, faults, prompts, random_schedule, subjects
+
+from puna.core.scheduler.guess import Lookup
+from puna.core.scheduler.plan import Limits
+
+PACKED, PRECISE = subjects(precise=False), subjects(precise=True)
+WIDE = Limits(512, 32)
+
+
+@pytest.mark.parametrize("seed", range(36))
+def test_a_reply_is_bit_for_bit_the_same_in_any_company(seed):
+    given = PACKED[seed % len(PACKED)]()
+    schedule = random_schedule(given, seed)
+    assert faults(given, schedule) == [], schedule
+
+
+@pytest.mark.parametrize("seed", [0, 5, 6, 9])
+def test_a_reply_in_float32_is_the_same_in_any_company_where_the_choice_is_clear(seed):
+    """Sums of the matrix library depend on how many rows it is given, so that logits are close and not equal."""
+    given = PRECISE[seed]()
+    schedule = random_schedule(given, seed)
+    assert faults(given, schedule) == [], schedule
+
+
+# ---- each way by itself, so that random schedules are known to go all of them --------------------------------------
+
+
+def visits(given, numbers, tokens=schedules.TOKENS, guesser=lambda request, due: None, chunk=None):
+    asked = [prompts(given)[number] for number in numbers]
+    return [
+        Visit(schedules.changed(request, tokens, chunk, ""), due, guesser(request, due), arrives=0, leaves=None)
+        for request, due in asked
+    ]
+
+
+def played(given, schedule):
+    """Play a schedule that must change nothing, and return it, for what happened on the way."""
+    play = Play(given, schedule, threads=2)
+    play.run()
+    assert schedules.faults_of(given, play) == []
+    return play
+
+
+def made(given, numbers, *, limits=WIDE, positions=4000, cost=None, **options):
+    return Schedule(limits, positions, cost, 1 << 30, visits(given, numbers, **options))
+
+
+@pytest.fixture(scope="module")
+def given():
+    return PACKED[0]()
+
+
+def test_32_replies_at_once(given):
+    play = played(given, made(given, [*range(16), *range(16)]))
+    assert all(outcome.end.preempted == 0 for outcome in play.outcomes)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 31, 32, 33])
+def test_prompts_in_chunks(given, chunk):
+    played(given, made(given, range(0, 16, 3), chunk=chunk))
+
+
+def test_replies_that_were_set_aside(given):
+    play = played(given, made(given, range(16), limits=Limits(64, 16), positions=1))
+    assert play.engine.stats.preemptions > 0
+    assert any(outcome.end.preempted for outcome in play.outcomes)
+
+
+def test_beginnings_that_others_have_computed(given):
+    play = played(given, made(given, [*range(16), *range(16)], limits=Limits(64, 4)))
+    assert sum(outcome.end.cached_tokens for outcome in play.outcomes) > 1000
+
+
+def test_guesses_right_and_wrong(given):
+    play = played(given, made(given, range(8), limits=Limits(64, 2), cost=0.01, guesser=lambda r, d: Tipster(r, d, 0)))
+    assert 0 < play.engine.stats.accepted_tokens < play.engine.stats.guessed_tokens
+
+
+def test_guesses_from_the_text(given):
+    play = played(given, made(given, range(16), limits=Limits(64, 2), cost=0.01, guesser=lambda r, d: Lookup()))
+    assert play.engine.stats.guessed_tokens > 0
+
+
+def test_contexts_that_fill_up(given):
+    short = [i for i, (request, _) in enumerate(prompts(given)) if request.num_ctx < 100]
+    play = played(given, made(given, short))
+    assert all(outcome.end.shifted > 0 for outcome in play.outcomes)
+
+
+# ---- the judge -----------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_of_one_bit_is_found(given):
+    (visit,) = visits(given, [0])
+    other = [logits.copy() for logits in visit.due.logits]
+    other[3].view(np.int32)[0] ^= 1
+    visit = Visit(visit.request, Spoken(visit.due.tokens, other), None, 0, None)
+    (fault,) = faults(given, Schedule(Limits(64, 1), 100, None, 1 << 30, [visit]))
+    assert "token 3 is" in fault
+
+
+def test_equal_seeds_play_equal_schedules(given):
+    plays = [Play(given, random_schedule(given, 5), threads=2) for _ in range(2)]
+    for play in plays:
+        play.run()
+    first, second = ([outcome.end.guessed for outcome in play.outcomes] for play in plays)
+    assert first == second
+    assert plays[0].engine.stats.steps == plays[1].engine.stats.steps

@@ -1,0 +1,117 @@
+"""A second model that guesses ahead: replies are the same, and only as many steps as needed are computed."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from puna.core.errors import BadModel
+from puna.core.scheduler.engine import EngineOptions
+from puna.core.scheduler.inline import InlineRunner, TextParts
+from puna.core.scheduler.messages import Generate, Piece
+from puna.core.scheduler.plan import Limits
+from puna.core.tensor.sampling import SamplingParams
+from puna.plugins import llama
+from puna.text.grammars import Grammars
+from puna.text.stops import StopStrings
+from puna.text.tokenizers import open_tokenizer
+
+FIXTURES = Path(__file__).parent / "fixtures"
+MODEL = FIXTURES / "llama-bpe" / "gguf" / "model-f32.gguf"
+CASES = {case["name"]: case for case in json.loads((FIXTURES / "llama-bpe" / "cases.json").read_text())["text"]}
+TEXT = TextParts(open_tokenizer, StopStrings, Grammars)
+
+
+def opened(draft, **options):
+    known = {"limits": Limits(64, 4), "threads": 1, "cache_type": "f32", "positions": 2048}
+    return InlineRunner(MODEL, llama.architectures(), TEXT, EngineOptions(**known | options), draft=draft)
+
+
+async def replies(runner, prompts, **options):
+    async def one(prompt):
+        request = Generate(**{"prompt": prompt, "num_ctx": 256, "max_tokens": 40} | options)
+        events = [event async for event in runner.generate(request)]
+        return [token for event in events if isinstance(event, Piece) for token in event.tokens], events[-1]
+
+    try:
+        return await asyncio.gather(*map(one, prompts))
+    finally:
+        await runner.close()
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(temperature=0), SamplingParams(temperature=1, seed=7)], ids=str)
+def test_replies_are_the_same_with_a_draft_model(sampling):
+    prompts = [CASES["short"]["ids"], CASES["long"]["ids"][:50], CASES["long"]["ids"][5:40]]
+    plain = asyncio.run(replies(opened(None, speculate=False), prompts, sampling=sampling))
+    drafted = asyncio.run(replies(opened(MODEL), prompts, sampling=sampling))
+    assert [tokens for tokens, _ in drafted] == [tokens for tokens, _ in plain]
+
+
+def test_a_draft_that_is_the_model_itself_guesses_right():
+    ((_, end),) = asyncio.run(replies(opened(MODEL), [CASES["short"]["ids"]], sampling=SamplingParams(temperature=0)))
+    assert end.guessed > 0
+    assert end.accepted >= end.guessed - 7  # the reply's end may come within a guess
+
+
+def test_a_draft_follows_a_context_that_drops_its_middle():
+    greedy = {"sampling": SamplingParams(temperature=0), "num_ctx": 24, "num_keep": 4}
+    plain = asyncio.run(replies(opened(None, speculate=False), [CASES["short"]["ids"][:10]], **greedy))
+    drafted = asyncio.run(replies(opened(MODEL), [CASES["short"]["ids"][:10]], **greedy))
+    assert drafted[0][0] == plain[0][0]
+    assert drafted[0][1].shifted == plain[0][1].shifted > 0
+
+
+def test_a_draft_of_other_tokens_is_refused():
+    with pytest.raises(BadModel, match=r"^the draft model: it has \d+ tokens, expected the model's own 419$"):
+        opened(FIXTURES / "llama-spm" / "gguf" / "model-f32.gguf")
+
+
+def test_a_draft_with_one_other_token_is_refused(tmp_path):
+    (tmp_path / "other.gguf").write_bytes(MODEL.read_bytes().replace(b"<|begin_of_text|>", b"<|begin_of_tale|>"))
+    with pytest.raises(BadModel, match=r"^the draft model: its token \d+ is b'<\|begin_of_tale\|>', expected .*_text"):
+        opened(tmp_path / "other.gguf")
+
+
+def test_a_draft_that_cannot_be_read_is_named_as_one(tmp_path):
+    (tmp_path / "broken.gguf").write_bytes(MODEL.read_bytes()[:-100])
+    with pytest.raises(BadModel, match=r"^the draft model: .*broken\.gguf"):
+        opened(tmp_path / "broken.gguf")
+
+
+def test_a_request_says_how_far_to_guess_ahead():
+    async def ends(limits):
+        runner, greedy = opened(MODEL), SamplingParams(temperature=0)
+        try:
+            for limit in limits:
+                request = Generate(
+                    prompt=CASES["short"]["ids"], num_ctx=256, max_tokens=40, guess=limit, sampling=greedy
+                )
+                before = runner.stats
+                *_, end = [event async for event in runner.generate(request)]
+                yield end, runner.stats.steps - before.steps
+        finally:
+            await runner.close()
+
+    async def collected():
+        return [end async for end in ends([None, None, 0, 1])]
+
+    _, (free, _), (none, every), (one, fewer) = asyncio.run(collected())  # the first shows what a step takes
+    assert (none.guessed, every) == (0, 40)
+    assert free.guessed > 0
+    assert one.guessed > 0
+    assert fewer >= 20  # at most one token more in each step
+
+
+def test_the_memory_of_the_draft_counts():
+    async def held(draft):
+        runner = opened(draft)
+        try:
+            [_ async for _ in runner.generate(Generate(prompt=CASES["short"]["ids"], num_ctx=64, max_tokens=9))]
+            return runner.facts.weight_bytes, runner.memory_bytes
+        finally:
+            await runner.close()
+
+    (weights, alone), (both, together) = asyncio.run(held(None)), asyncio.run(held(MODEL))
+    assert both == 2 * weights
+    assert together > alone + weights  # its own keys and values, too
