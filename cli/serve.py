@@ -17,7 +17,7 @@ from ..core.kernel import Kernel
 from ..core.scheduler.inline import TextParts
 from ..core.settings import Settings
 from ..core.tensor.tiles import ElementType
-from ..core.tensor.warmup import jobs
+from ..core.tensor.warmup import jobs, missing
 from ..store import Store
 from ..text.grammars import Grammars
 from ..text.stops import StopStrings
@@ -25,6 +25,8 @@ from ..text.tokenizers import open_tokenizer
 from .warmup import make_ready
 
 log = logging.getLogger("puna.serve")
+
+RUNNER = "puna.cli.runner"  # what the process of a model runs
 
 _EXPOSED = """\
 WARNING: Puna listens on {host}, not only on this machine. It asks for no password: whoever reaches
@@ -44,8 +46,10 @@ async def _serve(settings: Settings) -> None:
     shutdown = _on_signal()
     store = Store(settings.models)
     await asyncio.to_thread(_tidy, store, prune=not settings.noprune)
-    await asyncio.to_thread(make_ready, jobs(elements={"f32", cast("ElementType", settings.kv_cache_type)}))
-    kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings, Grammars))
+    wanted = jobs(elements={"f32", cast("ElementType", settings.kv_cache_type)})
+    if settings.runner == "inline" or missing(wanted):  # else this process computes nothing
+        await asyncio.to_thread(make_ready, wanted)
+    kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings, Grammars), RUNNER)
     try:
         await serve(settings, store, kernel.models, started=lambda port: announce(settings, port), shutdown=shutdown)
     finally:

@@ -19,9 +19,11 @@ from .model import check_table
 from .plugin import Architecture, Hooks
 from .scheduler.engine import EngineOptions
 from .scheduler.inline import InlineRunner, TextParts
+from .scheduler.local import LocalRunner
 from .scheduler.models import ModelFiles, ModelLimits, Models
 from .scheduler.plan import Limits
 from .scheduler.runner import Runner
+from .scheduler.wire import Load
 from .settings import Settings
 from .tensor.threads import default_threads
 
@@ -118,8 +120,11 @@ def _check(report: PluginReport, taken: Mapping[str, str]) -> None:
 class Kernel:
     """Everything below the HTTP API. Belongs to one event loop; `close` it when done."""
 
-    def __init__(self, settings: Settings, text: TextParts) -> None:
+    def __init__(self, settings: Settings, text: TextParts, entry: str | None = None) -> None:
+        """Find the plugins. entry: the module that a runner's process runs; inline runners need none."""
         self.settings = settings
+        self._entry = None if settings.runner == "inline" else entry
+        assert self._entry is not None or settings.runner == "inline"
         self.plugins = find_plugins(settings.plugins)
         self.models = Models(
             self._load,
@@ -146,6 +151,21 @@ class Kernel:
         await self.models.close()
 
     async def _load(self, model: ModelFiles) -> Runner:
+        return await (self._load_inline(model) if self._entry is None else self._load_local(self._entry, model))
+
+    async def _load_local(self, entry: str, model: ModelFiles) -> Runner:
+        files = {name: str(path) for name, path in model.files.items()}
+        draft = {name: str(path) for name, path in model.draft.items()}
+        load = Load(
+            files=files,
+            draft=draft,
+            options=self._options,
+            plugins=self.settings.plugins,
+            debug=self.settings.debug,
+        )
+        return await LocalRunner.start(entry, load, timeout_s=self.settings.load_timeout)
+
+    async def _load_inline(self, model: ModelFiles) -> Runner:
         made = asyncio.to_thread(
             InlineRunner, dict(model.files), self.architectures, self._text, self._options, draft=dict(model.draft)
         )

@@ -50,6 +50,11 @@ def _automatic(value: int) -> Callable[[str], int]:
     return parse
 
 
+def _patience(text: str) -> float | None:
+    """Return seconds, or None for what Ollama takes for "as long as it takes"."""
+    return parse_duration(text) or None
+
+
 def _level(text: str) -> int:
     """Return how much to log: a number, or a truth value as OLLAMA_DEBUG has it."""
     return int(text) if text in ("0", "1", "2") else int(_flag(text))
@@ -161,6 +166,16 @@ class Settings:
         allowed="a whole number",
         ollama=True,
     )
+    runner: str = _setting(
+        _choice("local", "inline"),
+        "local",
+        "where models run: each in a process of its own (local), or all in the server's (inline)",
+        allowed="local or inline",
+    )
+    load_timeout: float | None = _setting(
+        _patience, 300.0, "how long a process may take to load its model; 0 or negative: as long as it takes",
+        allowed="a duration such as 5m, 1h30m, 90s, or seconds", ollama=True,
+    )  # fmt: skip
     num_batch: int = _setting(
         _count(1), 512, "tokens of all replies that one step computes", allowed="a whole number from 1"
     )

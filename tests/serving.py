@@ -13,6 +13,7 @@ import httpx2
 import msgspec
 
 from puna.api import serve
+from puna.cli.serve import RUNNER
 from puna.core.errors import BadRequest, Failure
 from puna.core.kernel import Kernel
 from puna.core.scheduler.inline import TextParts
@@ -46,6 +47,7 @@ class ScriptedRunner:
     ended: anyio.Event = field(default_factory=anyio.Event)  # a reply was over, one way or another
     closed: bool = False
 
+    death = None
     memory_bytes = 1234
     stats = EngineStats()
 
@@ -108,9 +110,15 @@ class Live:
 
 
 @asynccontextmanager
-async def running_server(root: Path, runner: ScriptedRunner | None = None, **settings: object) -> AsyncIterator[Live]:
-    """Serve a store in root on a free port: with runner for every model, or else with the real engine."""
-    chosen = replace(Settings(host=Address("http", "127.0.0.1", 0), models=root), **settings)
+async def running_server(
+    root: Path, runner: ScriptedRunner | None = None, *, local: bool = False, **settings: object
+) -> AsyncIterator[Live]:
+    """Serve a store in root on a free port: with runner for every model, or else with the real engine.
+
+    That runs inline, unless local asks for a process for each model, as `puna serve` has it.
+    """
+    where = "local" if local else "inline"
+    chosen = replace(Settings(host=Address("http", "127.0.0.1", 0), models=root, runner=where), **settings)
     async with _models(chosen, runner) as models, anyio.create_task_group() as tasks:
         port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         shutdown = anyio.Event()
@@ -131,7 +139,7 @@ async def _serve(
 @asynccontextmanager
 async def _models(settings: Settings, runner: ScriptedRunner | None) -> AsyncIterator[Models]:
     if runner is None:
-        kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings, Grammars))
+        kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings, Grammars), RUNNER)
         try:
             yield kernel.models
         finally:

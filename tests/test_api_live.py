@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import sys
 import threading
 
@@ -138,7 +140,8 @@ async def test_it_listens_where_it_is_told(host):
         assert listener.getsockname()[1] > 0
 
 
-async def test_thirty_two_streams_at_once_give_what_each_gives_alone(tmp_path):
+@pytest.mark.parametrize("local", [False, True])
+async def test_thirty_two_streams_at_once_give_what_each_gives_alone(tmp_path, local):
     async def ask(live, number):
         body = {
             "model": "demo",
@@ -150,25 +153,48 @@ async def test_thirty_two_streams_at_once_give_what_each_gives_alone(tmp_path):
         assert lines[-1]["done"] and lines[-1]["eval_count"] <= 12
         return "".join(line["message"]["content"] for line in lines)
 
-    async with running_server(tmp_path, num_parallel=8, precise=True) as live:
+    async with running_server(tmp_path, local=local, num_parallel=8, precise=True) as live:
         await make_model(live.store, "demo", template=TEMPLATE)
         alone = [await ask(live, number) for number in range(4)]
         together = await asyncio.gather(*(ask(live, number % 4) for number in range(32)))
     assert together == alone * 8
 
 
-async def test_a_client_that_leaves_frees_its_slot_in_the_engine(tmp_path):
+@pytest.mark.parametrize("local", [False, True])
+async def test_a_client_that_leaves_frees_its_slot_in_the_engine(tmp_path, local):
     endless = {"num_ctx": 1024, "temperature": 2.0}  # up to ten times the context
-    async with running_server(tmp_path, num_parallel=1) as live:
+    async with running_server(tmp_path, local=local, num_parallel=1) as live:
         await make_model(live.store, "demo", template=TEMPLATE)
         path, body = NATIVE
         await request_and_leave(live, path, body | {"options": endless}, wait_for=b'"done":false')
         (model,) = live.models.loaded()
         with anyio.fail_after(5):
-            while model.runner.memory_bytes > model.runner.facts.weight_bytes:  # its cache is still there
+            while model.runner.stats.finished == 0:
                 await anyio.lowlevel.checkpoint()
         answer = await live.http.post(path, json=body | {"options": {"num_predict": 2}, "stream": False})
     assert answer.json()["done"]
+
+
+async def test_a_runner_that_dies_ends_its_streams_with_an_error_and_the_next_request_works(tmp_path):
+    body = NATIVE[1] | {"options": {"num_ctx": 1024, "temperature": 2.0}}
+
+    async def read_on(answer):
+        return [json.loads(line) async for line in answer]
+
+    async with running_server(tmp_path, local=True) as live:
+        await make_model(live.store, "demo", template=TEMPLATE)
+        async with live.http.stream("POST", "/api/chat", json=body) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            (model,) = live.models.loaded()
+            os.kill(model.runner.pid, signal.SIGKILL)
+            *_, last = await read_on(lines)
+        assert "its process was ended by SIGKILL" in last["error"]
+        assert (await live.http.get("/api/ps")).json()["models"] == []
+        again = await live.http.post("/api/chat", json=body | {"options": {"num_predict": 2}, "stream": False})
+        assert again.json()["done"]
+        (listed,) = (await live.http.get("/api/ps")).json()["models"]
+        assert listed["size"] > 0
 
 
 async def test_no_request_touches_the_disk_on_the_event_loop(tmp_path):

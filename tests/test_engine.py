@@ -31,6 +31,8 @@ from puna.text.grammars import Grammars
 from puna.text.stops import StopStrings
 from puna.text.tokenizers import open_tokenizer
 
+from .endless_runner import WithoutEnd
+
 FIXTURE = Path(__file__).parent / "fixtures" / "llama-bpe"
 GGUF = FIXTURE / "gguf" / "model-f32.gguf"
 CASES = {case["name"]: case for case in json.loads((FIXTURE / "cases.json").read_text())["text"]}
@@ -39,9 +41,12 @@ TEXT = TextParts(open_tokenizer, StopStrings, Grammars)
 GREEDY = SamplingParams(temperature=0)
 
 
-def open_runner(*, step_tokens=64, sequences=32, positions=8192, architecture=None, text=TEXT):
-    options = EngineOptions(Limits(step_tokens, sequences), threads=2, cache_type="f32", positions=positions)
-    return InlineRunner(GGUF, [architecture or llama.architectures()[0]], text, options)
+def small_options(*, step_tokens=64, sequences=32, positions=8192):
+    return EngineOptions(Limits(step_tokens, sequences), threads=2, cache_type="f32", positions=positions)
+
+
+def open_runner(*, architecture=None, text=TEXT, **options):
+    return InlineRunner(GGUF, [architecture or llama.architectures()[0]], text, small_options(**options))
 
 
 @pytest.fixture(scope="module")
@@ -250,18 +255,6 @@ def test_a_prompt_without_tokens_is_refused(runner):
 # ---- requests that go away -----------------------------------------------------------------------------------------
 
 
-class WithoutEnd:
-    """The fixture's tokenizer, for which no token ends a reply."""
-
-    stop_ids = frozenset()
-
-    def __init__(self, source):
-        self._tokenizer = open_tokenizer(source)
-
-    def __getattr__(self, name):
-        return getattr(self._tokenizer, name)
-
-
 def open_endless(**options):
     return open_runner(text=TextParts(WithoutEnd, StopStrings, Grammars), **options)
 
@@ -309,6 +302,23 @@ def test_a_request_that_is_cancelled_while_it_waits_for_a_token_frees_its_place(
         return await soon(runner)
 
     assert run(leave_and_come_again())[0].tokens == SHORT["greedy"]
+    run(runner.close())
+
+
+def test_a_reader_that_never_reads_is_given_up(monkeypatch):
+    monkeypatch.setattr("puna.core.scheduler.outbox.MAX_UNREAD", 2000)
+    runner = open_endless(sequences=1)
+
+    async def sleep_meanwhile():
+        sleeper = endless(runner)
+        await anext(sleeper)
+        found = await soon(runner)
+        assert len((await anext(sleeper)).tokens) <= 2000 // 8
+        with pytest.raises(BadRequest, match="its client left 0 MB of it unread"):
+            await anext(sleeper)
+        return found
+
+    assert run(sleep_meanwhile())[0].tokens == SHORT["greedy"]
     run(runner.close())
 
 
@@ -369,7 +379,7 @@ def test_a_load_that_is_cancelled_gives_back_what_its_thread_made():
         return open_tokenizer(source)
 
     async def cancel_while_loading():
-        kernel = Kernel(Settings(), TextParts(slowly, StopStrings, Grammars))
+        kernel = Kernel(Settings(runner="inline"), TextParts(slowly, StopStrings, Grammars))
         lease = kernel.models.lease(ModelFiles("a", {GGUF.name: GGUF}), name="a", keep_alive=0)
         leaving = asyncio.create_task(lease.__aenter__())
         await asyncio.to_thread(entered.wait)
@@ -385,7 +395,7 @@ def test_a_load_that_is_cancelled_gives_back_what_its_thread_made():
 
 def test_the_kernel_loads_what_a_plugin_provides_and_computes_as_the_settings_say():
     async def generate():
-        kernel = Kernel(Settings(precise=True, num_batch=16, num_parallel=2), TEXT)
+        kernel = Kernel(Settings(runner="inline", precise=True, num_batch=16, num_parallel=2), TEXT)
         async with kernel.models.lease(ModelFiles("a", {GGUF.name: GGUF}), name="a") as runner:
             found = await asyncio.gather(*[outcome(runner, SHORT["ids"]) for _ in range(3)])
             assert (runner.facts.architecture, runner.facts.vocabulary) == ("llama", 419)

@@ -142,7 +142,7 @@ def test_the_same_module_twice_disables_the_second_mention_only(module):
 def test_the_kernel_offers_what_working_plugins_provide(module):
     async def names():
         kernel = Kernel(
-            Settings(plugins=(module("broken_plugin", "1 / 0"), module("mine_plugin"))),
+            Settings(runner="inline", plugins=(module("broken_plugin", "1 / 0"), module("mine_plugin"))),
             TextParts(open_tokenizer=None, stop_rule=None, open_grammars=None),
         )
         await kernel.close()

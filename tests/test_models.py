@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from puna.core.errors import BadModel, Busy
+from puna.core.errors import BadModel, Busy, RunnerDied
 from puna.core.scheduler.models import UNSET, ModelFiles, ModelLimits, Models
 
 pytestmark = pytest.mark.asyncio
@@ -15,6 +15,8 @@ pytestmark = pytest.mark.asyncio
 
 class FakeRunner:
     """A runner that only notes its end; a gate that is not set holds its closing up."""
+
+    death = None
 
     def __init__(self, key, log, gate, failure):
         self.key, self.closed = key, asyncio.Event()
@@ -391,6 +393,92 @@ async def test_a_place_that_comes_free_by_time_goes_to_who_waits():
     assert not waiting.done()
     await cancelled(leaver)
     assert (await asyncio.wait_for(waiting, 1)).key == "c"
+
+
+# ---- runners that die ----------------------------------------------------------------------------------------------
+
+
+def kill(runner):
+    runner.death = RunnerDied("it was killed")
+
+
+async def test_a_dead_runner_is_listed_no_longer_and_the_next_request_starts_another():
+    world = World()
+    runner = await world.use("a")
+    kill(runner)
+    assert world.keys == []
+    await asyncio.wait_for(runner.closed.wait(), 1)
+    assert await world.use("a") is not runner
+
+
+async def test_those_who_hold_a_dead_runner_leave_its_successor_alone():
+    world = World(keep_alive=0)
+    with pytest.raises(RunnerDied):
+        async with world.lease("a") as runner:
+            kill(runner)
+            async with world.lease("a") as fresh:
+                assert fresh is not runner
+                raise runner.death
+    await asyncio.wait_for(fresh.closed.wait(), 1)
+
+
+async def test_the_place_of_a_dead_runner_goes_to_who_waits():
+    world = World(loaded=1)
+    async with world.lease("a") as runner:
+        waiting = asyncio.create_task(world.use("b"))
+        await settle()
+        assert not waiting.done()
+        kill(runner)
+    assert (await asyncio.wait_for(waiting, 1)).key == "b"
+
+
+async def die_at_once(world, key="a"):
+    with pytest.raises(RunnerDied):
+        async with world.lease(key) as runner:
+            kill(runner)
+            raise runner.death
+
+
+async def test_a_model_whose_runners_die_in_a_row_may_not_be_started_for_a_while():
+    world = World()
+    for _ in range(3):
+        await die_at_once(world)
+    with pytest.raises(Busy, match=r"died 3 times in a row, at last because it was killed; .* again in 1 s"):
+        await world.use("a")
+    assert world.keys == []
+    assert (await world.use("b")).key == "b"
+
+
+async def test_runners_that_die_while_they_load_count_too():
+    world = World()
+    world.failures["a"] = RunnerDied("no memory")
+    for _ in range(3):
+        with pytest.raises(RunnerDied):
+            await world.use("a")
+    with pytest.raises(Busy, match="died 3 times in a row, at last because no memory"):
+        await world.use("a")
+
+
+async def test_models_that_cannot_be_loaded_may_be_tried_as_often_as_one_likes():
+    world = World()
+    world.failures["a"] = BadModel("broken")
+    for _ in range(5):
+        with pytest.raises(BadModel):
+            await world.use("a")
+
+
+async def test_a_runner_that_answered_somebody_begins_no_row():
+    world = World()
+    for _ in range(5):
+        await world.use("a")
+        await die_at_once(world)
+
+
+async def test_a_runner_that_lived_long_begins_no_row(monkeypatch):
+    monkeypatch.setattr("puna.core.scheduler.models.STEADY_S", -1.0)
+    world = World()
+    for _ in range(5):
+        await die_at_once(world)
 
 
 # ---- unloading -----------------------------------------------------------------------------------------------------

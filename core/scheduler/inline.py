@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import BadModel, BadRequest, Failure, RunnerDied
+from ..errors import BadRequest, RunnerDied
 from ..model import LoadedModel, find_architecture, load_model
 from ..plugin import Architecture
 from ..protocols import Grammar, Grammars, StopRule, Tokenizer
@@ -18,13 +18,12 @@ from ..tensor.source import WeightSource
 from ..tensor.weights import open_weights
 from .draft import check_same_tokens, speaking_of_draft
 from .engine import Engine, EngineOptions
-from .messages import Event, Failed, FailureKind, Finished, Generate, Piece
+from .messages import Event, Finished, Generate, Piece
+from .outbox import Outbox
 from .reply import Reply
 from .runner import RunnerFacts
 from .sequence import Sequence
 from .stats import EngineStats
-
-_ERRORS: dict[FailureKind, type[Failure]] = {"bad_request": BadRequest, "bad_model": BadModel, "internal": RunnerDied}
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,11 @@ class InlineRunner:
         """What was done, and what is held now."""
         return self._engine.stats
 
+    @property
+    def death(self) -> RunnerDied | None:
+        """None: it ends with this process only."""
+        return None
+
     async def tokenize(self, text: str, *, special: bool = True, start: bool = True) -> list[int]:
         """Return the token ids of text."""
         return await asyncio.to_thread(self._tokenizer.encode, text, special=special, start=start)
@@ -104,19 +108,18 @@ class InlineRunner:
         if not request.prompt:
             raise BadRequest("the prompt has no tokens")
         self._check(request.prompt)
-        events: asyncio.Queue[Event] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
         grammar = None if request.schema is None else await asyncio.to_thread(self._grammars.open, request.schema)
-        sequence = self._sequence(request, grammar, lambda event: _deliver(loop, events, event))
+        outbox = Outbox()
+
+        def emit(event: Event) -> None:
+            if not outbox.put(event):
+                self._engine.cancel(sequence)
+
+        sequence = self._sequence(request, grammar, emit)
         self._engine.submit(sequence)
         try:
-            while True:
-                event = await events.get()
-                if isinstance(event, Failed):
-                    raise _ERRORS[event.kind](event.message)
+            async for event in outbox:
                 yield event
-                if isinstance(event, Finished):
-                    return
         finally:
             self._engine.cancel(sequence)
 
@@ -145,12 +148,3 @@ def _stop_ids(tokenizer: Tokenizer, architecture: Architecture) -> frozenset[int
     """Return the ids that end a reply: the tokenizer's, and those of the architecture's that this vocabulary has."""
     extra = [tokenizer.encode(name, special=True, start=False) for name in architecture.stop_tokens]
     return tokenizer.stop_ids | {ids[0] for ids in extra if len(ids) == 1}
-
-
-def _deliver(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: Event) -> None:
-    """Hand an event from the engine's thread to the loop; a loop that has closed no longer wants it."""
-    try:
-        loop.call_soon_threadsafe(events.put_nowait, event)
-    except RuntimeError:
-        if not loop.is_closed():
-            raise

@@ -1,8 +1,7 @@
-"""What a server and a runner say to each other. Version 1.
+"""What a reply consists of: the request for it, its pieces, its end.
 
-Every message is a msgspec struct, so it crosses a socket as MessagePack and a function call as it is. A server sends
-`Generate`, `Cancel`, `Tokenize` and `Detokenize`; a runner answers a generation with `Piece`s and then exactly one
-`Finished` or `Failed`.
+Every message is a msgspec struct, so it crosses a socket as MessagePack (`wire.py`) and a function call as it is. A
+`Generate` is answered with `Piece`s and then exactly one `Finished` or `Failed`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import msgspec
 from ..errors import BadRequest
 from ..tensor.sampling import SamplingParams
 
-VERSION = 1
+VERSION = 1  # of everything that crosses a socket
 
 FinishReason = Literal["stop", "length", "cancelled"]
 FailureKind = Literal["bad_request", "bad_model", "internal"]

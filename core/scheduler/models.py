@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ..errors import Busy
+from ..errors import Busy, RunnerDied
+from .backoff import Backoff
 from .runner import Runner
 
 log = logging.getLogger(__name__)
 
+STEADY_S = 10.0  # a runner that lived so long does not die in a loop
 _CLOSED = "the server is shutting down"
 
 
@@ -63,6 +65,8 @@ class _Entry:
     keep_alive: float | None
     users: int = 0
     used: int = 0  # place in the order of use
+    useful: bool = False  # a request ended well
+    loaded_at: float = 0.0  # on the monotonic clock
     expires_at: float | None = None
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
@@ -84,6 +88,7 @@ class Models:
         self._entries: dict[str, _Entry] = {}
         self._requests = 0
         self._clock = itertools.count()
+        self._backoff = Backoff()
         self._changed = asyncio.Event()  # set, and replaced, whenever a place may have come free
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -92,7 +97,7 @@ class Models:
     async def lease(self, model: ModelFiles, *, name: str, keep_alive: KeepAlive = UNSET) -> AsyncIterator[Runner]:
         """Hold a runner of model, loading it first if need be. It is not unloaded while it is held.
 
-        Raises Busy if too many requests wait already, and whatever loading raises.
+        Raises Busy if too many requests wait already or its runner died too often lately, and what loading raises.
         """
         if self._requests >= self._limits.requests:
             raise Busy("server busy, please try again.  maximum pending requests exceeded")
@@ -104,6 +109,7 @@ class Models:
             self._set_expiry(entry)
             try:
                 yield await _runner(entry)
+                entry.useful = True
             finally:
                 self._let_go(entry)
         finally:
@@ -111,6 +117,7 @@ class Models:
 
     def loaded(self) -> list[Resident]:
         """Return what is in memory or on its way there."""
+        self._bury()
         return [
             Resident(e.key, e.name, e.loading.result() if _ready(e) else None, e.expires_at)
             for e in self._entries.values()
@@ -136,15 +143,18 @@ class Models:
 
     async def _hold(self, model: ModelFiles, name: str) -> _Entry:
         """Return the entry of model with one user more, making it as soon as there is room for another."""
+        self._bury()
         while (entry := self._entries.get(model.key)) is None and len(self._entries) >= self._limits.loaded:
             idle = [e for e in self._entries.values() if e.users == 0]
             if idle:
                 self._discard(min(idle, key=lambda e: e.used))
             else:
                 await self._changed.wait()
+                self._bury()
         if self._closed:
             raise Busy(_CLOSED)
         if entry is None:
+            self._backoff.check(model.key, time.monotonic())
             entry = self._entries[model.key] = self._start(model, name)
         entry.users += 1
         entry.used = next(self._clock)
@@ -154,15 +164,36 @@ class Models:
         async def load() -> Runner:
             if self._closing:  # a model that is being evicted gives its memory back before the next one takes it
                 await asyncio.wait(self._closing)
-            return await self._load(model)
+            try:
+                return await self._load(model)
+            except RunnerDied as death:
+                self._backoff.died(model.key, death, time.monotonic())
+                raise
 
         task = asyncio.get_running_loop().create_task(load(), name=f"load {name}")
         entry = _Entry(model.key, name, task, self._limits.keep_alive)
-        task.add_done_callback(lambda task: self._forget(entry) if not _ready(entry) else None)
+        task.add_done_callback(lambda task: self._note_loaded(entry))
         return entry
+
+    def _note_loaded(self, entry: _Entry) -> None:
+        entry.loaded_at = time.monotonic()
+        if not _ready(entry):
+            self._forget(entry)
+
+    def _bury(self) -> None:
+        """Take runners that died off the list; the requests they had are told by themselves."""
+        for entry in list(self._entries.values()):
+            death = entry.loading.result().death if _ready(entry) else None
+            if death is not None:
+                if entry.useful or time.monotonic() - entry.loaded_at > STEADY_S:
+                    self._backoff.lived(entry.key)
+                else:
+                    self._backoff.died(entry.key, death, time.monotonic())
+                self._discard(entry)
 
     def _let_go(self, entry: _Entry) -> None:
         entry.users -= 1
+        self._bury()
         if entry.users > 0 or self._entries.get(entry.key) is not entry:
             return  # in use, or on its way out
         if entry.keep_alive == 0:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..errors import RunnerDied
 from .messages import Finished, Generate, Piece
 from .stats import EngineStats
 
@@ -35,6 +36,10 @@ class Runner(Protocol):
     @property
     def stats(self) -> EngineStats:
         """What it has done, and what it holds now."""
+
+    @property
+    def death(self) -> RunnerDied | None:
+        """Why it can serve nobody any more, without having been closed; None while it can."""
 
     async def tokenize(self, text: str, *, special: bool = True, start: bool = True) -> list[int]:
         """Return the token ids of text; see `puna.core.protocols.Tokenizer.encode`."""
