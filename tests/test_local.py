@@ -391,6 +391,17 @@ async def test_the_settings_of_the_server_reach_the_runner():
     assert blocks["local"] == blocks["inline"] > 0
 
 
+async def test_a_draft_and_an_output_format_reach_the_runner(inline):
+    files = {GGUF.name: str(GGUF)}
+    runner = await LocalRunner.start(RUNNER, Load(files=files, draft=files, options=small_options()))
+    assert runner.facts.weight_bytes == 2 * inline.facts.weight_bytes
+    assert (await outcome(runner, SHORT["ids"])).tokens == SHORT["greedy"]
+    assert (await outcome(runner, SHORT["ids"], schema='{"const": true}')).text == "true"
+    found = await refusal(outcome(runner, SHORT["ids"], schema="{"))
+    assert found == await refusal(outcome(inline, SHORT["ids"], schema="{")) and found[0] is BadRequest
+    await runner.close()
+
+
 async def test_what_a_runner_prints_is_logged_with_its_level(caplog):
     caplog.set_level("INFO", "puna.runner")
     child = await Child.start(STUCK)
