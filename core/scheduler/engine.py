@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadRequest, Failure
+from ..memory.allocation import keep_freed_memory
 from ..memory.blocks import BlockTable
 from ..memory.cache import Cache, Capacity, ElementType, Rows, StepView
 from ..model import LoadedModel
@@ -126,6 +127,7 @@ class Engine:
 
     def _run(self) -> None:
         use_threads(self._options.threads)
+        keep_freed_memory()
         while self._take_changes():
             try:
                 self._step(self._plan())
