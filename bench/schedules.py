@@ -224,7 +224,7 @@ class Steady:
     cost: float | None
     width: int
 
-    def learn(self, tokens: int, seconds: float) -> None:
+    def learn(self, growing: int, guessed: int, prompt: int, seconds: float) -> None:
         """Look at no clock."""
 
     def room(self, growing: int) -> int:

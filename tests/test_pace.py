@@ -1,77 +1,84 @@
-"""How long steps take: a line through those that were, and what it grants to prompts."""
+"""How long steps take, and what that grants to prompts."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puna.core.scheduler.pace import LEAST, SLOWDOWN, UNKNOWN, Pace
+from puna.core.scheduler.pace import FIRST, GUESS, LEAST, PROBE, SLOWDOWN, Pace
 
 
 def learned(*steps):
-    """A pace that has seen these steps, tokens and seconds each."""
+    """A pace that has seen these steps: growing, guessed, prompt, seconds."""
     pace = Pace()
-    for tokens, seconds in steps:
-        pace.learn(tokens, seconds)
+    for step in steps:
+        pace.learn(*step)
     return pace
 
 
-def line(base, each, sizes):
-    return [(size, base + each * size) for size in sizes]
+def run(pace, steps, growing, base, each):
+    """Let an endless prompt be read beside replies; return how long each step took, and how many tokens it read."""
+    found = []
+    for _ in range(steps):
+        room = pace.room(growing)
+        took = base + each * room
+        pace.learn(growing, 0, room, took)
+        found.append((took, room))
+    return found
 
 
-def test_nothing_is_known_before_the_first_step():
-    assert Pace().cost is None
-    assert Pace().room(1) == UNKNOWN
+def test_the_first_step_shows_what_replies_take_alone():
+    pace = Pace()
+    assert (pace.cost, pace.seconds, pace.room(1)) == (None, 0.0, 0)
+    pace.learn(1, 0, 0, 0.05)
+    assert (pace.cost, pace.seconds, pace.room(1)) == (GUESS, 0.05, FIRST)
 
 
-def test_steps_of_one_size_tell_no_cost():
-    assert learned(*[(4, 0.1)] * 50).cost is None
-    assert learned(*[(4, 0.1)] * 50).room(4) == UNKNOWN
+def test_steps_without_replies_tell_nothing():
+    assert learned((0, 0, 512, 2.0)).room(1) == 0
 
 
-@pytest.mark.parametrize(("base", "each"), [(0.1, 0.01), (0.001, 0.0001), (5.0, 0.5)])
-def test_the_cost_of_a_token_is_its_share_of_a_step_of_one(base, each):
-    assert learned(*line(base, each, [1, 30, 1, 200, 7])).cost == pytest.approx(each / (base + each))
+@given(base=st.floats(1e-3, 1.0), share=st.floats(1e-3, 0.3), growing=st.integers(1, 32))
+def test_a_prompt_slows_replies_by_no_more_than_is_granted(base, share, growing):
+    steps = run(Pace(), 120, growing, base, share * base)
+    assert all(took <= base * SLOWDOWN * 1.001 or room == LEAST for took, room in steps[2:])
+    assert steps[-1][1] == pytest.approx(max(LEAST, (SLOWDOWN - 1) / share), abs=1.01)
 
 
-@given(
-    base=st.floats(1e-4, 1.0),
-    each=st.floats(1e-5, 1e-1),
-    sizes=st.lists(st.integers(1, 512), min_size=2, max_size=30).filter(lambda sizes: max(sizes) - min(sizes) > 20),
-    growing=st.integers(1, 32),
-)
-def test_a_prompt_slows_replies_by_the_share_that_is_granted(base, each, sizes, growing):
-    room = learned(*line(base, each, sizes)).room(growing)
-    without, beside = base + each * growing, base + each * (growing + room)
-    if room > LEAST:
-        assert beside <= without * SLOWDOWN * 1.01
-    assert beside + each >= without * SLOWDOWN * 0.99 or room == LEAST  # one token more would be too many
+def test_a_token_that_becomes_dearer_gets_rarer():
+    pace = learned((1, 0, 0, 0.1))
+    cheap = run(pace, 40, 1, 0.1, 0.002)[-1][1]
+    dear = run(pace, 40, 1, 0.1, 0.008)[-1][1]
+    assert cheap == pytest.approx(35, abs=1)
+    assert dear == pytest.approx(8, abs=1)
 
 
-def test_a_token_that_costs_as_much_as_a_step_leaves_prompts_the_least():
-    assert learned(*line(0.0, 0.01, [1, 2, 50])).room(1) == LEAST
+def test_now_and_then_a_step_without_prompts_shows_what_replies_take_by_now():
+    steps = run(Pace(), 4 * PROBE, 2, 0.1, 0.001)
+    plain = [i for i, (_, room) in enumerate(steps) if room == 0]
+    assert plain == [0, PROBE + 1, 2 * PROBE + 2, 3 * PROBE + 3]
 
 
-def test_tokens_that_cost_nothing_are_not_limited():
-    pace = learned((1, 0.1), (100, 0.1), (1, 0.1))
-    assert pace.cost == pytest.approx(0, abs=1e-9)
-    faster = learned((1, 0.2), (100, 0.1))
-    assert faster.cost == 0
-    assert faster.room(1) > 1 << 20
+def test_another_number_of_replies_is_measured_by_the_nearest_until_it_is_known():
+    pace = learned((1, 0, 0, 0.1), (8, 0, 0, 0.2))
+    assert pace.seconds == 0.2
+    pace.learn(7, 0, 10, 0.3)
+    assert pace.room(7) == pytest.approx((SLOWDOWN - 1) * 0.2 / 0.01, abs=1)
 
 
-def test_a_line_that_begins_below_nothing_counts_as_one_through_nothing():
-    assert learned((10, 0.01), (100, 1.0)).cost == 1
-    assert learned((10, 0.01), (100, 1.0)).room(3) == LEAST
+def test_the_cost_of_a_guess_is_its_share_of_a_step():
+    assert learned((1, 0, 0, 0.1), (1, 5, 0, 0.125)).cost == pytest.approx(0.05)
+    assert learned((1, 0, 0, 0.1), (1, 5, 0, 0.09)).cost == 0  # a step that was no slower
 
 
-def test_old_steps_are_forgotten():
-    slow, fast = line(1.0, 0.1, [1, 100] * 50), line(0.1, 0.0001, [1, 100] * 200)
-    assert learned(*slow, *fast).cost == pytest.approx(learned(*fast).cost, rel=0.05)
+def test_tokens_that_cost_nothing_are_let_in_by_and_by():
+    rooms = [room for _, room in run(Pace(), 12, 1, 0.1, 0.0)]
+    assert rooms[:4] == [0, FIRST, 2 * FIRST, 4 * FIRST]
 
 
-@given(st.lists(st.tuples(st.integers(1, 512), st.floats(0, 100)), max_size=40), st.integers(0, 64))
-def test_prompts_always_advance_whatever_was_measured(steps, growing):
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 512), st.floats(0, 100)), max_size=60))
+def test_prompts_wait_for_one_plain_step_at_most(steps):
     pace = learned(*steps)
-    assert pace.cost is None or 0 <= pace.cost <= 1
-    assert pace.room(growing) >= LEAST
+    if pace.room(3) == 0:
+        pace.learn(3, 0, 0, 0.1)
+    assert pace.room(3) >= LEAST
+    assert pace.cost is None or pace.cost >= 0

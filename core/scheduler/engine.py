@@ -173,15 +173,15 @@ class Engine:
     def _plan(self) -> list[Share]:
         """Return the next step, after every growing reply was given a guess if that is likely to pay."""
         growing = [s for s in self._scheduler.running if s.unread == 1]
-        cost = self._pace.cost
+        cost, room = self._pace.cost, self._pace.room(len(growing))
         for sequence in growing:
-            most = min(sequence.guessable, (MOST + 1) // len(growing) - 1)
+            most = min(sequence.guessable, (MOST + 1) // len(growing) - 1) if room > 0 else 0
             if sequence.guesser is None or cost is None or most < 1:
                 sequence.guess = []
                 continue
             with _compute:  # a draft model runs
                 sequence.guess = sequence.guesser.guess(sequence.tokens, most, cost)
-        return self._scheduler.plan(self._pace.room(len(growing)))
+        return self._scheduler.plan(room)
 
     def _step(self, shares: list[Share]) -> None:
         if not shares:
@@ -204,12 +204,14 @@ class Engine:
         for sequence in [share.sequence for share in shares if share.sequence.begun_ns is None]:
             sequence.begun_ns = time.perf_counter_ns()
             self._counts.cached_tokens += sequence.cached_tokens
-        self._counts.prompt_tokens += sum(len(share.tokens) for share in shares if share.sequence.unread > 1)
+        growing, guessed = sum(share.sequence.unread == 1 for share in shares), sum(share.guessed for share in shares)
+        prompt = sum(len(share.tokens) for share in shares) - growing - guessed
+        self._counts.prompt_tokens += prompt
         with _compute:
             start = time.perf_counter_ns()
             logits = self._forward(shares)
             took = time.perf_counter_ns() - start
-        self._pace.learn(sum(len(share.tokens) for share in shares), took / 1e9)
+        self._pace.learn(growing, guessed, prompt, took / 1e9)
         self._counts.steps += 1
         self._counts.step_ns += took
         return logits

@@ -1,58 +1,79 @@
-"""How long steps take, learned from those that were: what a prompt may add to one while others stream."""
+"""How long steps take, learned from those that were: what a prompt may add to one while others stream.
+
+Steps in which replies only grow tell what their clients are used to; what longer ones took beyond that is the price of
+the tokens in them. The price is looked at anew in every step, as it grows with the text that a prompt has behind it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+SLOWDOWN = 1.7  # times a reply's next token may take as long because somebody's prompt is read beside it
+LEAST = 4  # tokens of prompts in a step, so that they advance whatever is measured
+FIRST = 8  # the same, before any have been measured
+PROBE = 50  # steps after which one without prompts shows again what that takes
+LATEST = 0.2  # share of the latest step in what is known
+GUESS = 0.1  # what a guessed token costs, in steps, before any have been measured
 
-SLOWDOWN = 1.8  # times a reply's next token may take as long because somebody's prompt is read beside it
-MEMORY = 0.97  # of what is known, kept from step to step: a few dozen steps count
-LEAST = 4  # tokens of prompts in any step, so that they advance whatever is measured
-UNKNOWN = 64  # the same, until steps of different sizes have been seen
 
-
-@dataclass
 class Pace:
-    """Seconds of a step as base + tokens * each: a straight line through recent steps, the latest counting most."""
+    """Seconds of steps, and of tokens beyond those that replies grow by."""
 
-    _weight: float = 0.0
-    _tokens: float = 0.0
-    _seconds: float = 0.0
-    _squares: float = 0.0
-    _products: float = 0.0
+    def __init__(self) -> None:
+        self._plain: dict[int, float] = {}  # seconds of a step in which so many replies grew, and nothing else
+        self._growing = 1  # replies in the latest step
+        self._since = 0  # steps since the last plain one
+        self._prompt: float | None = None  # seconds of a prompt's token, ...
+        self._guess: float | None = None  # and of a guessed one
+        self._most = FIRST  # tokens of prompts that a step may have: it grows by steps, as larger ones cost less each
 
-    def learn(self, tokens: int, seconds: float) -> None:
-        """Take a step into account."""
-        self._weight = self._weight * MEMORY + 1
-        self._tokens = self._tokens * MEMORY + tokens
-        self._seconds = self._seconds * MEMORY + seconds
-        self._squares = self._squares * MEMORY + tokens * tokens
-        self._products = self._products * MEMORY + tokens * seconds
+    def learn(self, growing: int, guessed: int, prompt: int, seconds: float) -> None:
+        """Take a step into account: replies that grew, and tokens that were guessed or belong to prompts."""
+        if growing == 0:
+            return
+        self._growing = growing
+        if guessed == prompt == 0:
+            self._plain[growing] = _blend(self._plain.get(growing), seconds)
+            self._since = 0
+            return
+        self._since += 1
+        base = self._base(growing)
+        if base is None:
+            return
+        each = max(0.0, seconds - base) / (guessed + prompt)
+        if prompt:
+            self._prompt = _blend(self._prompt, each)
+            self._most = max(self._most, 2 * prompt)
+        else:
+            self._guess = _blend(self._guess, each)
 
     @property
     def cost(self) -> float | None:
-        """What a token more adds to a step of one token, as a share of it; None while that is not known."""
-        if self._weight == 0:
+        """What guessing a token takes, as a share of a step; None while that is not known."""
+        base = self._base(self._growing)
+        if not base:
             return None
-        mean, took = self._tokens / self._weight, self._seconds / self._weight
-        spread = self._squares / self._weight - mean * mean
-        if spread < 0.25:  # all of one size
-            return None
-        each = (self._products / self._weight - mean * took) / spread
-        base = took - each * mean
-        if each <= 0:  # larger steps were no slower
-            return 0.0
-        return each / (base + each) if base > 0 else 1.0
+        return GUESS if self._guess is None else self._guess / base
 
     @property
     def seconds(self) -> float:
-        """What steps took lately, on average; 0 before the first."""
-        return self._seconds / self._weight if self._weight else 0.0
+        """What a step takes in which replies only grow; 0 while that is not known."""
+        return self._base(self._growing) or 0.0
 
     def room(self, growing: int) -> int:
-        """Return how many tokens of prompts may join a step in which so many replies grow."""
-        cost = self.cost
-        if cost is None:
-            return UNKNOWN
-        if cost == 0:
-            return 1 << 30
-        return max(LEAST, int((SLOWDOWN - 1) * (1 / cost + growing - 1)))
+        """Return how many tokens of prompts may join a step in which so many replies grow; 0: it is to show the base."""
+        base = self._base(growing)
+        if base is None or self._since >= PROBE:
+            return 0
+        if self._prompt is None:
+            return FIRST
+        fits = (SLOWDOWN - 1) * base / self._prompt if self._prompt > 0 else self._most
+        return max(LEAST, int(min(fits, self._most)))
+
+    def _base(self, growing: int) -> float | None:
+        """Return the seconds of a plain step of so many replies, or of the nearest number that there was."""
+        if not self._plain:
+            return None
+        return self._plain[min(self._plain, key=lambda known: abs(known - growing))]
+
+
+def _blend(before: float | None, latest: float) -> float:
+    return latest if before is None else before + LATEST * (latest - before)
