@@ -59,7 +59,10 @@ class Pace:
         return self._base(self._growing) or 0.0
 
     def room(self, growing: int) -> int:
-        """Return how many tokens of prompts may join a step in which so many replies grow; 0: it is to show the base."""
+        """Return how many tokens of prompts may join a step in which so many replies grow.
+
+        0: the step is to show what it takes without, and so should have no guesses either.
+        """
         base = self._base(growing)
         if base is None or self._since >= PROBE:
             return 0
