@@ -17,6 +17,7 @@ from puna.core.errors import BadModel, BadRequest, ContextTooLong, RunnerDied
 from puna.core.kernel import Kernel
 from puna.core.model import LoadedModel
 from puna.core.scheduler.engine import Engine, EngineOptions
+from puna.core.scheduler.guess import Lookup
 from puna.core.scheduler.inline import InlineRunner, TextParts
 from puna.core.scheduler.messages import Failed, Finished, Generate, Piece
 from puna.core.scheduler.models import ModelFiles
@@ -563,8 +564,13 @@ def test_a_cancelled_sequence_leaves_before_the_next_step_and_is_told_so_once(en
     assert client.is_silent()
 
 
-def test_a_bug_in_planning_ends_the_replies_and_not_the_engine(runner, monkeypatch):
-    plan, faults = Scheduler.plan, [RuntimeError("a bug")]
+class Panic(BaseException):
+    """What libraries written in Rust raise when they give up."""
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("a bug"), Panic("a library's")], ids=["bug", "panic"])
+def test_a_bug_in_planning_ends_the_replies_and_not_the_engine(runner, monkeypatch, fault):
+    plan, faults = Scheduler.plan, [fault]
 
     def failing_once(scheduler, room):
         if faults:
@@ -575,3 +581,15 @@ def test_a_bug_in_planning_ends_the_replies_and_not_the_engine(runner, monkeypat
     with pytest.raises(RunnerDied):
         reply(runner, [1, 2, 3], max_tokens=2)
     assert len(reply(runner, [1, 2, 3], max_tokens=2).tokens) == 2
+
+
+def test_a_guesser_that_fails_is_left_out_and_the_reply_goes_on(runner, monkeypatch):
+    calls = []
+
+    def failing(guesser, tokens, most, cost):
+        calls.append(most)
+        raise Panic("a draft model's")
+
+    monkeypatch.setattr(Lookup, "guess", failing)
+    assert reply(runner, SHORT["ids"]).tokens == SHORT["greedy"]
+    assert len(calls) == 1

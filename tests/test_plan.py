@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.errors import BadRequest
-from puna.core.memory.blocks import BLOCK, Blocks, Capacity
+from puna.core.memory.blocks import BLOCK, Blocks, BlockTable, Capacity
 from puna.core.plugin import Causal, Window
 from puna.core.scheduler.messages import Generate
 from puna.core.scheduler.plan import Limits, Scheduler
@@ -448,3 +448,24 @@ def test_guesses_are_cut_where_blocks_end():
     day.step()
     day.step()
     assert day.plans[1] == [(0, [WORD, 5000], True, 1)]
+
+
+def test_a_prompt_that_finds_no_room_is_looked_at_again_when_a_block_has_come_free(monkeypatch):
+    blocks = Blocks([Causal()], Capacity(6 * BLOCK, 1, 8))
+    tries = []
+    adopt = BlockTable.adopt
+    monkeypatch.setattr(BlockTable, "adopt", lambda table, tokens: tries.append(table) or adopt(table, tokens))
+
+    def of(tokens, first):
+        request = Generate(prompt=list(range(first, first + tokens)), num_ctx=1000)
+        return Sequence(request, reply=None, table=blocks.table(), emit=lambda event: None)
+
+    talking, waiting = of(2 * BLOCK, 0), of(3 * BLOCK, 5000)
+    scheduler = made(talking, step_tokens=4 * BLOCK)
+    compute(scheduler.plan())
+    scheduler.add(waiting)
+    for _ in range(5):
+        assert counts(scheduler.plan()) == [(talking, 1)]
+    assert tries.count(waiting.table) == 1
+    scheduler.remove(talking)
+    assert counts(scheduler.plan()) == [(waiting, 3 * BLOCK)]

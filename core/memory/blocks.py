@@ -28,11 +28,11 @@ Kind = Causal | Window | Chunk
 class Pool:
     """The blocks of one group: each is held by some sequences, or kept for its contents, or empty.
 
-    touched: blocks below this number have been in use.
+    touched: blocks below this number have been in use. returned: how often one came free.
     """
 
     def __init__(self, count: int) -> None:
-        self.count = self.touched = 0
+        self.count = self.touched = self.returned = 0
         self._empty: list[int] = []
         self._kept: OrderedDict[int, None] = OrderedDict()  # held by nobody, the one unused for longest first
         self._holders: list[int] = []
@@ -94,6 +94,7 @@ class Pool:
         """Hold a block once less."""
         self._holders[block] -= 1
         if self._holders[block] == 0:
+            self.returned += 1
             if self._name[block] is None:
                 self._empty.append(block)
             else:
@@ -165,6 +166,11 @@ class BlockTable:
         self._tables: list[list[int]] = [[] for _ in blocks.pools]
         self._gone = [0] * len(blocks.pools)  # leading blocks that the sequence no longer sees and has given back
         self._names: list[bytes] = []  # of the blocks that are full
+
+    @property
+    def returned(self) -> int:
+        """How often any block of the engine came free: before that, what did not fit does not fit now."""
+        return sum(pool.returned for pool in self._blocks.pools)
 
     def places(self, group: int) -> list[int]:
         """Return the group's block for each BLOCK positions; any number where they are no longer seen."""

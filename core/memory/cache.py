@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BadSetting
+from ..errors import BadModel, BadSetting
 from ..plugin import CacheLayer, Chunk, LayerCache, Window
 from ..tensor.checks import expect
 from ..tensor.cpu_attention import CpuSeen, CpuSpans
@@ -41,14 +41,18 @@ class Cache:
     """What all sequences of one engine hold, in every layer."""
 
     def __init__(self, layout: Sequence[CacheLayer], element: ElementType, capacity: Capacity) -> None:
-        """Raises BadSetting as `check_element` does."""
+        """Raises BadSetting as `check_element` does, and BadModel if there is not as much memory."""
         check_element(layout, element)
         self.layout = layout
         kinds = kinds_of(layout)
         self.group_of = [kinds.index(layer.kind) for layer in layout]
         self.blocks = Blocks(kinds, capacity)
         self._element = element
-        self.tiles = self._new_tiles(capacity)
+        try:
+            self.tiles = self._new_tiles(capacity)
+        except MemoryError:
+            cure = "lower PUNA_CONTEXT_LENGTH or PUNA_NUM_PARALLEL"
+            raise BadModel(f"no memory for a key/value cache of {capacity.positions} tokens: {cure}") from None
 
     @property
     def nbytes(self) -> int:
@@ -69,6 +73,7 @@ class Cache:
         """Hold that many positions, if it is less now. Raises MemoryError, and nothing has changed then."""
         if positions <= self.blocks.capacity.positions:
             return
+        positions = max(positions, self.blocks.capacity.positions * 3 // 2)  # as growing copies what there is
         tiles = self._new_tiles(replace(self.blocks.capacity, positions=positions))
         for new, old, group in zip(tiles, self.tiles, self.group_of, strict=True):
             used = self.blocks.pools[group].touched * TILES

@@ -71,10 +71,11 @@ class Draft:
             return []
         self._agree(tokens)
         unread = list(tokens[len(self._read) :])
-        if not self._table.reserve(len(tokens) + count):
-            return []
         if len(unread) > self._draft.step_tokens:
-            self._forward(unread[: self._draft.step_tokens])
+            if self._table.reserve(len(self._read) + self._draft.step_tokens):
+                self._forward(unread[: self._draft.step_tokens])
+            return []
+        if not self._table.reserve(len(tokens) + count):
             return []
         guessed: list[int] = []
         start = time.perf_counter()

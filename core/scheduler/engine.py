@@ -128,10 +128,12 @@ class Engine:
     def _run(self) -> None:
         use_threads(self._options.threads)
         keep_freed_memory()
-        while self._take_changes():
+        going_on = True
+        while going_on:
             try:
-                self._step(self._plan())
-            except Exception:  # a bug of ours, outside the model: nobody may wait for ever because of it
+                going_on = self._take_changes()
+                self._step(self._plan() if going_on else [])
+            except BaseException:  # a bug, or a library that panicked: nobody may wait for ever because of it
                 log.exception("planning a step failed")
                 self._fail(self._scheduler.sequences, "internal", BROKEN)
         for sequence in self._scheduler.sequences:
@@ -179,9 +181,19 @@ class Engine:
             if sequence.guesser is None or cost is None or most < 1:
                 sequence.guess = []
                 continue
-            with _compute:  # a draft model runs
-                sequence.guess = sequence.guesser.guess(sequence.tokens, most, cost)
+            sequence.guess = self._guess(sequence, sequence.guesser, most, cost)
         return self._scheduler.plan(room)
+
+    def _guess(self, sequence: Sequence, guesser: Guesser, most: int, cost: float) -> list[int]:
+        """Return what may follow; nothing, from now on, if the guesser fails: no reply needs it."""
+        try:
+            with _compute:  # a draft model runs
+                return guesser.guess(sequence.tokens, most, cost)
+        except BaseException:
+            log.exception("guessing ahead failed")
+            guesser.close()
+            sequence.guesser = None
+            return []
 
     def _step(self, shares: list[Share]) -> None:
         if not shares:
@@ -196,7 +208,7 @@ class Engine:
             self._sample_all([share for share in shares if share.last], logits, masks)
         except Failure as error:
             self._fail([share.sequence for share in shares], "bad_model", str(error))
-        except (Exception, SystemExit):  # a plugin that exits would end this thread, and nobody would hear of it
+        except BaseException:  # whatever would end this thread, such as a plugin that exits: nobody would hear of it
             log.exception("a step failed")
             self._fail([share.sequence for share in shares], "internal", BROKEN)
 

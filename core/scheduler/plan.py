@@ -41,6 +41,7 @@ class Scheduler:
         self._limits = limits
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []  # in the order in which they came
+        self._refused: tuple[Sequence, int] | None = None  # who found no room, and when: see `BlockTable.returned`
         self.preemptions = 0
 
     @property
@@ -142,6 +143,8 @@ class Scheduler:
         """Begin with as many of those who wait as there are places and blocks for."""
         while self._waiting and len(self._running) < self._limits.sequences:
             sequence = self._next()
+            if (sequence, sequence.table.returned) == self._refused:
+                return
             # What those in progress have yet to read is theirs, and a block more for each to grow into.
             promised = {other.table: len(other.tokens) + BLOCK for other in self._running}
             if promised and not sequence.table.fits(BLOCK, beside=promised):
@@ -149,6 +152,7 @@ class Scheduler:
             sequence.table.adopt(sequence.tokens)
             if promised and not sequence.table.fits(len(sequence.tokens), beside=promised):
                 sequence.table.clear()
+                self._refused = sequence, sequence.table.returned
                 return
             if not sequence.begun_ns:
                 sequence.cached_tokens = sequence.table.length
