@@ -6,6 +6,7 @@ import json
 import random
 import string
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import regex
 from bench.schemas import schemas
 
-from puna.core.errors import BadRequest
+from puna.core.errors import BadRequest, Busy
 from puna.core.scheduler import engine
 from puna.core.scheduler.engine import EngineOptions
 from puna.core.scheduler.guess import Lookup
@@ -25,7 +26,7 @@ from puna.core.scheduler.plan import Limits
 from puna.core.tensor.sampling import SamplingParams
 from puna.core.tensor.weights import open_weights
 from puna.plugins import llama
-from puna.text.grammars import Grammars
+from puna.text.grammars import Grammars, compiler
 from puna.text.grammars.schema import MAX_BYTES, MAX_OBJECTS, UnsupportedSchema, parse_schema
 from puna.text.stops import StopStrings
 from puna.text.tokenizers import open_tokenizer
@@ -391,6 +392,48 @@ def test_a_small_schema_that_would_compile_for_days_is_refused():
         compiled({"allOf": [{"type": "string", "pattern": f"x{i}"} for i in range(60)]})
 
 
+# ---- what is remembered ---------------------------------------------------------------------------------------------
+
+
+def count_trials(monkeypatch):
+    """Return a list that grows by each grammar that is tried out."""
+    trials, try_out = [], compiler._try_out
+    monkeypatch.setattr(compiler, "_try_out", lambda grammar: (trials.append(grammar), try_out(grammar)))
+    return trials
+
+
+def test_a_schema_that_was_refused_is_refused_again_without_a_trial(monkeypatch):
+    trials, grammars = count_trials(monkeypatch), Grammars(Poor(), Poor.stop_ids)
+    said = []
+    for _ in range(3):
+        with pytest.raises(UnsupportedSchema) as refusal:
+            grammars.open('{"type": "strnig"}')
+        said.append(str(refusal.value))
+    assert len(trials) == 1
+    assert len(set(said)) == 1
+    with pytest.raises(UnsupportedSchema, match="strnig"):
+        grammars.recall('{"type": "strnig"}')
+
+
+def test_equal_schemas_at_once_are_compiled_once(monkeypatch):
+    trials, grammars = count_trials(monkeypatch), Grammars(Poor(), Poor.stop_ids)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(grammars.open, ['{"const": "ab"}'] * 8))
+    assert len(trials) == 1
+    assert len(set(map(id, found))) == 8
+
+
+def test_only_so_many_schemas_are_remembered():
+    grammars = Grammars(Poor(), Poor.stop_ids)
+    assert grammars.recall('{"const": 0}') is None
+    for i in range(compiler.REMEMBERED + 1):
+        with pytest.raises(UnsupportedSchema):
+            grammars.open(json.dumps({"not": {"const": i}}))
+    assert grammars.recall('{"not": {"const": 0}}') is None
+    with pytest.raises(UnsupportedSchema):
+        grammars.recall('{"not": {"const": 1}}')
+
+
 # ---- replies -------------------------------------------------------------------------------------------------------
 
 
@@ -418,10 +461,13 @@ def replies(runner, *wishes):
     """Return the replies to wishes, (schema, options), that were computed together; None for a schema refused."""
 
     async def one(schema, options):
-        try:
-            return await reply(runner, schema, **options)
-        except UnsupportedSchema:
-            return None
+        while True:
+            try:
+                return await reply(runner, schema, **options)
+            except UnsupportedSchema:
+                return None
+            except Busy:
+                await asyncio.sleep(0.05)
 
     async def together():
         return await asyncio.gather(*[one(*wish) for wish in wishes])

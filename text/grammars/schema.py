@@ -55,6 +55,7 @@ class UnsupportedSchema(Unsupported):
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"replies cannot be made to follow this JSON schema: {problem}")
+        self.problem = problem
 
 
 def parse_schema(text: str) -> dict[str, Any]:
