@@ -67,7 +67,7 @@ def schema_of(format: object) -> str | None:
     if format == "json":
         return ANY_OBJECT
     if isinstance(format, dict):
-        return json.dumps(format, ensure_ascii=False)
+        return json.dumps(format, ensure_ascii=False, separators=(",", ":"))  # no longer than what was sent
     found = json.dumps(json.dumps(format, ensure_ascii=False), ensure_ascii=False)
     raise ReportedAs500(f'invalid format: {found}; expected "json" or a valid JSON Schema object')
 

@@ -1,8 +1,11 @@
 """Reading request bodies as clients of Go servers write them."""
 
+import json
+
 import msgspec
 import pytest
 
+from puna.api.asking import schema_of
 from puna.api.requests import BodyTooLarge, parse_body
 from puna.core.errors import BadRequest
 
@@ -76,3 +79,8 @@ def test_an_empty_body_is_missing(body):
 def test_a_bad_body_is_refused_with_its_reason(body, said):
     with pytest.raises(BadRequest, match=said):
         parse_body(body, Body)
+
+
+def test_a_schema_is_passed_on_without_blanks_and_so_is_never_longer_than_it_was_sent():
+    sent = '{"enum":[1,"é b",{"a":null}]}'
+    assert schema_of(json.loads(sent)) == sent

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from puna.core.errors import BadModel, BadRequest, ContextTooLong, RunnerDied
+from puna.core.errors import BadModel, BadRequest, Busy, ContextTooLong, RunnerDied
 from puna.core.kernel import Kernel
 from puna.core.model import LoadedModel
 from puna.core.scheduler.engine import Engine, EngineOptions
@@ -251,6 +251,94 @@ def test_tokens_outside_the_vocabulary_are_refused(runner, bad):
 def test_a_prompt_without_tokens_is_refused(runner):
     with pytest.raises(BadRequest, match="no tokens"):
         reply(runner, [])
+
+
+# ---- schemas that take long -----------------------------------------------------------------------------------------
+
+
+class Slow:
+    """Grammars that are compiled when they are released."""
+
+    def __init__(self, tokenizer, stop_ids):
+        self.opened, self.entered, self.release = [], threading.Event(), threading.Event()
+        self._grammars = Grammars(tokenizer, stop_ids)
+
+    def open(self, schema):
+        self.opened.append(schema)
+        self.entered.set()
+        assert self.release.wait(60)
+        return self._grammars.open(schema)
+
+    def recall(self, schema):
+        return self._grammars.recall(schema)
+
+
+@contextmanager
+def slow_grammars():
+    """A runner, and its grammars, which are released in the end."""
+    made = []
+    runner = open_runner(
+        text=TextParts(open_tokenizer, StopStrings, lambda *given: made.append(Slow(*given)) or made[0])
+    )
+    try:
+        yield runner, made[0]
+    finally:
+        made[0].release.set()
+        run(runner.close())
+
+
+def asking_for(runner, constants):
+    """Return tasks that ask for replies with schemas, one for each constant."""
+    schemas = [json.dumps({"const": constant}) for constant in constants]
+    return [asyncio.create_task(outcome(runner, SHORT["ids"], schema=schema)) for schema in schemas]
+
+
+def test_schemas_that_take_long_delay_nobody_else():
+    async def others_meanwhile(runner, slow):
+        waiting = asking_for(runner, range(17))
+        assert await asyncio.to_thread(slow.entered.wait, 60)
+        async with asyncio.timeout(20):
+            assert await asyncio.gather(*[runner.tokenize("the lighthouse") for _ in range(50)])
+            assert (await outcome(runner, SHORT["ids"])).tokens == SHORT["greedy"]
+        assert not any(task.done() for task in waiting)
+        slow.release.set()
+        return [found.text for found in await asyncio.gather(*waiting)]
+
+    with slow_grammars() as (runner, slow):
+        assert run(others_meanwhile(runner, slow))[0] == [str(i) for i in range(17)]
+
+
+def test_more_schemas_than_may_wait_are_turned_away_and_equal_ones_wait_as_one():
+    async def crowd(runner, slow):
+        waiting = asking_for(runner, [*range(17), *range(17)])
+        assert await asyncio.to_thread(slow.entered.wait, 60)
+        (late,) = asking_for(runner, [17])
+        with pytest.raises(Busy, match="16 other JSON schemas wait"):
+            await asyncio.wait_for(late, 20)
+        waiting[0].cancel()
+        slow.release.set()
+        found = await asyncio.gather(*waiting[1:])
+        texts = [reply.text for reply in [*found, *await asyncio.gather(*asking_for(runner, [17]))]]
+        assert texts == [*map(str, range(1, 17)), *map(str, range(18))]
+        assert len(slow.opened) == 18
+
+    with slow_grammars() as (runner, slow):
+        run(crowd(runner, slow))
+
+
+def test_requests_whose_schemas_wait_are_told_when_the_model_is_unloaded():
+    async def unload(runner, slow):
+        compiled, waiting = asking_for(runner, range(2))
+        assert await asyncio.to_thread(slow.entered.wait, 60)
+        closing = asyncio.create_task(runner.close())
+        with pytest.raises(Busy, match="was unloaded"):
+            await asyncio.wait_for(waiting, 20)
+        slow.release.set()
+        await closing
+        assert (await compiled).finished.reason == "cancelled"
+
+    with slow_grammars() as (runner, slow):
+        run(unload(runner, slow))
 
 
 # ---- requests that go away -----------------------------------------------------------------------------------------

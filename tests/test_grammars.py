@@ -5,6 +5,8 @@ import itertools
 import json
 import random
 import string
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 import regex
 from bench.schemas import schemas
 
-from puna.core.errors import BadRequest
+from puna.core.errors import BadRequest, Busy
 from puna.core.scheduler import engine
 from puna.core.scheduler.engine import EngineOptions
 from puna.core.scheduler.guess import Lookup
@@ -24,8 +26,8 @@ from puna.core.scheduler.plan import Limits
 from puna.core.tensor.sampling import SamplingParams
 from puna.core.tensor.weights import open_weights
 from puna.plugins import llama
-from puna.text.grammars import Grammars
-from puna.text.grammars.schema import MAX_BYTES, MAX_OBJECTS, UnsupportedSchema
+from puna.text.grammars import Grammars, compiler
+from puna.text.grammars.schema import MAX_BYTES, MAX_OBJECTS, UnsupportedSchema, parse_schema
 from puna.text.stops import StopStrings
 from puna.text.tokenizers import open_tokenizer
 
@@ -232,6 +234,26 @@ def test_a_schema_allows_what_follows_it(schema, good, bad):
     assert [text for text in bad if accepts(schema, text)] == []
 
 
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"uniqueItems": False},
+        {"not": False},
+        {"propertyNames": True},
+        {"unevaluatedItems": {}},
+        {"unevaluatedProperties": True},
+        {"dependentRequired": {}},
+        {"dependentSchemas": {}},
+        {"dependencies": {}},
+    ],
+    ids=lambda harmless: next(iter(harmless)),
+)
+def test_a_keyword_whose_value_restricts_nothing_is_as_good_as_not_there(harmless):
+    schema = {"type": "array", "items": {"type": "array"} | harmless} | harmless
+    assert accepts(schema, "[[1,1],[]]")
+    assert not accepts(schema, "[1]")
+
+
 def test_white_space_is_bounded_so_that_a_reply_gets_on():
     assert accepts({"type": "object"}, "{" + 64 * " " + "}")
     assert not accepts({"type": "object"}, "{" + 65 * " " + "}")
@@ -245,12 +267,13 @@ def test_white_space_is_bounded_so_that_a_reply_gets_on():
     [
         ({"not": {"type": "string"}}, "not is not supported, at #"),
         ({"properties": {"a": {"uniqueItems": True, "if": {}}}}, "if, uniqueItems is not supported, at #/properties/a"),
+        ({"uniqueItems": 0, "not": {}, "dependentSchemas": {"a": {}}}, "dependentSchemas, not, uniqueItems is not"),
         ({"items": [{"contains": {}}]}, "contains is not supported, at #/items/0"),
         (
             {"$schema": "http://json-schema.org/draft-07/schema#", "dependentRequired": {"a": ["b"]}},
             "dependentRequired",
         ),
-        ({"x-guidance": {"lenient": True}, "propertyNames": {}}, "propertyNames is not supported"),
+        ({"x-guidance": {"lenient": True}, "propertyNames": {"maxLength": 1}}, "propertyNames is not supported"),
         (
             {"x-guidance": {"coerce_one_of": True}, "oneOf": [{"type": "integer"}, {"type": "number"}]},
             "the alternatives of a oneOf must exclude each other",
@@ -292,6 +315,58 @@ def test_a_text_that_is_no_schema_or_too_large_is_refused(text, problem):
         compiled(text)
 
 
+@pytest.mark.parametrize("inner", [{}, {"$ref": "#/x"}, {"not": {}}], ids=["taken", "bad reference", "bad keyword"])
+def test_a_long_name_around_many_schemas_is_not_held_once_for_each(inner):
+    text = json.dumps({"properties": {"x" * 200_000: {"properties": {str(i): inner for i in range(1000)}}}})
+    tracemalloc.start()
+    try:
+        parse_schema(text)
+    except UnsupportedSchema as refusal:
+        assert len(str(refusal)) < 400
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 8 * len(text)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "found"),
+    [
+        ("#", True),
+        ("#/", True),
+        ("#/$defs/a~1b%25/items", True),
+        ("#/$defs/a~1b%25/items/", True),
+        ("#/$defs/a/b%25/items", False),
+        ("#/$defs/~2", False),
+        ("#/$defs/~02", True),
+        ("#/$defs/yes", False),
+        ("#/$defs", False),
+        ("#/$defs/none", False),
+        ("#/anyOf", False),
+        ("#/anyOf/1", True),
+        ("#/anyOf/01", False),
+        ("#/anyOf/-1", False),
+        ("#/anyOf/2", False),
+        ("#/anyOf/1/items/0", True),
+        ("#/anyOf/1/items/0/items", False),
+        ("#/enum/0", False),
+        ("/anyOf/1", False),
+        ("", False),
+    ],
+)
+def test_a_reference_must_lead_to_a_schema_that_was_checked(pointer, found):
+    root = {
+        "$defs": {"a/b%": {"items": {}}, "~2": {}, "yes": True, "r": {"$ref": pointer}},
+        "anyOf": [{}, {"items": [{}]}],
+        "enum": [{}],
+    }
+    if found:
+        assert parse_schema(json.dumps(root)) == root
+    else:
+        with pytest.raises(UnsupportedSchema, match=r"\$ref must point to a schema within this one"):
+            parse_schema(json.dumps(root))
+
+
 def chain(count, link):
     """Return a schema of count schemas, each of which refers to the next."""
     return {"$ref": "#/$defs/0", "$defs": {str(i): link(f"#/$defs/{i + 1}") for i in range(count)} | {str(count): {}}}
@@ -315,6 +390,48 @@ def test_no_chain_of_references_ends_the_process(count, link):
 def test_a_small_schema_that_would_compile_for_days_is_refused():
     with pytest.raises(UnsupportedSchema, match="it is too complex"):
         compiled({"allOf": [{"type": "string", "pattern": f"x{i}"} for i in range(60)]})
+
+
+# ---- what is remembered ---------------------------------------------------------------------------------------------
+
+
+def count_trials(monkeypatch):
+    """Return a list that grows by each grammar that is tried out."""
+    trials, try_out = [], compiler._try_out
+    monkeypatch.setattr(compiler, "_try_out", lambda grammar: (trials.append(grammar), try_out(grammar)))
+    return trials
+
+
+def test_a_schema_that_was_refused_is_refused_again_without_a_trial(monkeypatch):
+    trials, grammars = count_trials(monkeypatch), Grammars(Poor(), Poor.stop_ids)
+    said = []
+    for _ in range(3):
+        with pytest.raises(UnsupportedSchema) as refusal:
+            grammars.open('{"type": "strnig"}')
+        said.append(str(refusal.value))
+    assert len(trials) == 1
+    assert len(set(said)) == 1
+    with pytest.raises(UnsupportedSchema, match="strnig"):
+        grammars.recall('{"type": "strnig"}')
+
+
+def test_equal_schemas_at_once_are_compiled_once(monkeypatch):
+    trials, grammars = count_trials(monkeypatch), Grammars(Poor(), Poor.stop_ids)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(grammars.open, ['{"const": "ab"}'] * 8))
+    assert len(trials) == 1
+    assert len(set(map(id, found))) == 8
+
+
+def test_only_so_many_schemas_are_remembered():
+    grammars = Grammars(Poor(), Poor.stop_ids)
+    assert grammars.recall('{"const": 0}') is None
+    for i in range(compiler.REMEMBERED + 1):
+        with pytest.raises(UnsupportedSchema):
+            grammars.open(json.dumps({"not": {"const": i}}))
+    assert grammars.recall('{"not": {"const": 0}}') is None
+    with pytest.raises(UnsupportedSchema):
+        grammars.recall('{"not": {"const": 1}}')
 
 
 # ---- replies -------------------------------------------------------------------------------------------------------
@@ -344,10 +461,13 @@ def replies(runner, *wishes):
     """Return the replies to wishes, (schema, options), that were computed together; None for a schema refused."""
 
     async def one(schema, options):
-        try:
-            return await reply(runner, schema, **options)
-        except UnsupportedSchema:
-            return None
+        while True:
+            try:
+                return await reply(runner, schema, **options)
+            except UnsupportedSchema:
+                return None
+            except Busy:
+                await asyncio.sleep(0.05)
 
     async def together():
         return await asyncio.gather(*[one(*wish) for wish in wishes])

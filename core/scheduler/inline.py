@@ -18,6 +18,7 @@ from ..tensor.source import WeightSource
 from ..tensor.weights import open_weights
 from .draft import check_same_tokens, speaking_of_draft
 from .engine import Engine, EngineOptions
+from .grammars import GrammarThread
 from .messages import Event, Finished, Generate, Piece
 from .outbox import Outbox
 from .reply import Reply
@@ -68,7 +69,7 @@ class InlineRunner:
             self._sources = opened.pop_all()
         self._stop_rule = text.stop_rule
         weight_bytes = model.weight_bytes + (guessing.weight_bytes if guessing else 0)
-        self._grammars = text.open_grammars(self._tokenizer, self._stop_ids)
+        self._grammars = GrammarThread(text.open_grammars(self._tokenizer, self._stop_ids))
         self._facts = RunnerFacts(
             model.architecture.name, model.config.context_length, model.config.vocabulary, weight_bytes
         )
@@ -108,7 +109,7 @@ class InlineRunner:
         if not request.prompt:
             raise BadRequest("the prompt has no tokens")
         self._check(request.prompt)
-        grammar = None if request.schema is None else await asyncio.to_thread(self._grammars.open, request.schema)
+        grammar = None if request.schema is None else await self._grammars.open(request.schema)
         outbox = Outbox()
 
         def emit(event: Event) -> None:
@@ -126,6 +127,7 @@ class InlineRunner:
     async def close(self) -> None:
         """End every reply and give all memory back."""
         await asyncio.to_thread(self._engine.close)
+        await asyncio.to_thread(self._grammars.close)
         self._sources.close()
 
     def _sequence(self, request: Generate, grammar: Grammar | None, emit: Callable[[Event], None]) -> Sequence:

@@ -6,9 +6,10 @@ import logging
 import subprocess
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,7 +60,8 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
         self._tokenizer, self._stop_ids = tokenizer, stop_ids
-        self._compiled = lru_cache(REMEMBERED)(self._compile)
+        self._seen: OrderedDict[str, LLMatcher | str] = OrderedDict()  # schema -> the matcher, or why there is none
+        self._seeing = threading.Lock()
         self._compiling = threading.Lock()  # one at a time, so that schemas cannot fill the machine's cores
 
     def open(self, schema: str) -> SchemaGrammar:
@@ -69,7 +71,38 @@ class Grammars:
         for the first one a second more with a large vocabulary.
         Raises BadRequest if it is no schema or too large, UnsupportedSchema if it could not be followed to the letter.
         """
-        return SchemaGrammar(self._compiled(schema).deep_copy(), self._library)
+        while (grammar := self.recall(schema)) is None:
+            with self._compiling:
+                if not self._knows(schema):  # another thread may have compiled it meanwhile
+                    self._remember(schema)
+        return grammar
+
+    def recall(self, schema: str) -> SchemaGrammar | None:
+        """Return what `open` returns, or raise what it raises, for a schema seen lately; None for another."""
+        with self._seeing:
+            if schema not in self._seen:
+                return None
+            self._seen.move_to_end(schema)
+            found = self._seen[schema]
+        if isinstance(found, str):
+            raise UnsupportedSchema(found)
+        return SchemaGrammar(found.deep_copy(), self._library)
+
+    def _knows(self, schema: str) -> bool:
+        with self._seeing:
+            return schema in self._seen
+
+    def _remember(self, schema: str) -> None:
+        """Compile schema, and remember what came of it. Raises BadRequest for what is no schema, which is told soon."""
+        found: LLMatcher | str
+        try:
+            found = self._compile(schema)
+        except UnsupportedSchema as refusal:
+            found = refusal.problem
+        with self._seeing:
+            self._seen[schema] = found
+            if len(self._seen) > REMEMBERED:
+                self._seen.popitem(last=False)
 
     @cached_property
     def _library(self) -> llguidance.LLTokenizer:
@@ -79,9 +112,8 @@ class Grammars:
         """Return a matcher at the beginning of a reply."""
         root = parse_schema(schema) | {"x-guidance": OPTIONS}
         grammar = GRAMMAR + msgspec.json.encode(root).decode()
-        with self._compiling:
-            _try_out(grammar)
-            matcher = _with_stack(lambda: self._matcher(grammar))
+        _try_out(grammar)
+        matcher = _with_stack(lambda: self._matcher(grammar))
         matcher.compute_bitmask()  # which fails if no token can begin a reply
         if reason := problem(matcher):
             raise UnsupportedSchema(reason)
