@@ -274,8 +274,8 @@ async def test_neutral_values_are_accepted(tmp_path):
     async with running_server(tmp_path, ScriptedRunner()) as live:
         await make_model(live.store, "demo")
         assert (await chat(live, **neutral)).status_code == 200
-        plain = {"n": 1, "best_of": 1, "echo": False, "logprobs": None, "suffix": "", "response_format": {"type": "text"}}
-        assert (await complete(live, **plain)).status_code == 200
+        assert (await complete(live, n=1, best_of=1, echo=False, logprobs=None, suffix="")).status_code == 200
+        assert (await complete(live, response_format={"type": "text"})).status_code == 200
 
 
 async def test_a_failure_in_mid_stream_is_the_last_event_and_not_done(tmp_path):
