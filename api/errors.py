@@ -27,6 +27,7 @@ STATUS: dict[type[BaseException], int] = {
     RunnerDied: 500,
     Failure: 500,
 }
+DIED = "an error was encountered while running the model"
 OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error", 413: "invalid_request_error"}
 
 
@@ -61,7 +62,8 @@ def status_of(error: Exception) -> int:
 def text_of(error: Exception) -> str:
     """Return what a client may read about error. A bug says no more than that it is one; the log has the rest."""
     if isinstance(error, RunnerDied):
-        return f"an error was encountered while running the model: {error}"
+        text = str(error)
+        return text if text.startswith(DIED) else f"{DIED}: {text}"
     if isinstance(error, Failure):
         return str(error)
     if isinstance(error, HTTPException):

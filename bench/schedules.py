@@ -355,6 +355,8 @@ def _fault(given: Subject, outcome: Outcome) -> str | None:
         return "never ended"
     if outcome.end.reason == "length" and len(spoken.tokens) != visit.request.max_tokens:
         return f"{len(spoken.tokens)} tokens instead of {visit.request.max_tokens}"
+    if outcome.end.reason == "cancelled" and visit.leaves is None:
+        return f"cancelled after {len(spoken.tokens)} tokens, though nobody left"
     compare = _first_far if given.precise else _first_other
     place = compare(spoken, visit.due)
     return None if place is None else _described(visit, spoken, place)

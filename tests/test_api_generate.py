@@ -6,6 +6,7 @@ import time
 import pytest
 
 from puna.core.errors import Busy, ContextTooLong, RunnerDied
+from puna.core.scheduler.engine import BROKEN
 
 from .serving import ScriptedRunner, make_model, running_server
 
@@ -233,6 +234,7 @@ async def test_a_template_that_does_not_parse_is_refused(tmp_path):
             "the input length exceeds the context length (9 tokens, the limit is 4)",
         ),
         (RunnerDied("boom"), 500, "an error was encountered while running the model: boom"),
+        (RunnerDied(BROKEN), 500, BROKEN),
     ],
 )
 async def test_a_failure_before_the_first_piece_is_a_status(tmp_path, failure, status, error, stream):

@@ -181,6 +181,8 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
         ({"messages": []}, 400, "[] is too short - 'messages'"),
         ({"tools": [TOOL]}, 400, "registry.ollama.ai/library/demo:latest does not support tools"),
         ({"functions": [TOOL]}, 400, "functions"),
+        ({"function_call": {"name": "f"}}, 400, "function_call is not supported"),
+        ({"verbosity": "low"}, 400, "verbosity is not supported"),
         ({"tool_choice": "required"}, 400, "tool_choice"),
         ({"n": 2}, 400, "n must be 1"),
         ({"logit_bias": {"5": 1}}, 400, "logit_bias"),
@@ -225,6 +227,8 @@ async def test_a_chat_that_cannot_be_served_is_refused(tmp_path, body, status, s
         ({"model": "a b"}, 404, "model 'a b' not found"),
         ({"echo": True}, 400, "echo"),
         ({"best_of": 3}, 400, "best_of"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format is not supported here"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, 400, "response_format"),
         ({"n": 3}, 400, "n must be 1"),
         ({"logprobs": 21}, 400, "logprobs must be between 0 and 20"),
         ({"prompt": ["a"]}, 400, "prompt: expected `str`, got `array`"),
@@ -265,11 +269,13 @@ async def test_neutral_values_are_accepted(tmp_path):
         "n": 1, "logit_bias": {}, "tools": [], "tool_choice": "auto", "functions": None, "audio": None, "user": "me",
         "response_format": {"type": "text"}, "modalities": ["text"], "parallel_tool_calls": True, "store": False,
         "reasoning_effort": "none", "metadata": {}, "service_tier": "auto", "max_completion_tokens": None,
+        "function_call": "auto", "verbosity": "medium",
     }  # fmt: skip
     async with running_server(tmp_path, ScriptedRunner()) as live:
         await make_model(live.store, "demo")
         assert (await chat(live, **neutral)).status_code == 200
         assert (await complete(live, n=1, best_of=1, echo=False, logprobs=None, suffix="")).status_code == 200
+        assert (await complete(live, response_format={"type": "text"})).status_code == 200
 
 
 async def test_a_failure_in_mid_stream_is_the_last_event_and_not_done(tmp_path):

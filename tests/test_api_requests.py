@@ -4,10 +4,22 @@ import json
 
 import msgspec
 import pytest
+from starlette.requests import Request
 
 from puna.api.asking import schema_of
-from puna.api.requests import BodyTooLarge, parse_body
+from puna.api.requests import BodyTooLarge, client_of, parse_body
 from puna.core.errors import BadRequest
+
+
+def sent_from(host, *headers):
+    return Request({"type": "http", "client": (host, 5000) if host else None, "headers": headers})
+
+
+def test_a_client_is_a_machine_and_no_key_makes_it_another():
+    plain, keyed = sent_from("10.0.0.1"), sent_from("10.0.0.1", (b"authorization", b"Bearer secret"))
+    assert client_of(plain) == client_of(keyed) == "10.0.0.1"
+    assert client_of(sent_from("10.0.0.2")) == "10.0.0.2"
+    assert client_of(sent_from(None)) == ""
 
 
 class Body(msgspec.Struct):

@@ -11,6 +11,7 @@ from bench import schedules
 from bench.schedules import Play, Schedule, Spoken, Tipster, Visit, faults, prompts, random_schedule, subjects
 
 from puna.core.scheduler.guess import Lookup
+from puna.core.scheduler.messages import Finished
 from puna.core.scheduler.plan import Limits
 from puna.core.tensor import cpu
 
@@ -116,6 +117,15 @@ def test_a_difference_of_one_bit_is_found(given):
     visit = Visit(visit.request, Spoken(visit.due.tokens, other), None, 0, None)
     (fault,) = faults(given, Schedule(Limits(64, 1), 100, None, 1 << 30, [visit]))
     assert "token 3 is" in fault
+
+
+@pytest.mark.parametrize(("leaves", "found"), [(None, ["cancelled after 0 tokens, though nobody left"]), (0, [])])
+def test_a_reply_that_is_cancelled_though_nobody_left_is_found(given, leaves, found):
+    (visit,) = visits(given, [0])
+    play = Play(given, Schedule(WIDE, 100, None, 1 << 30, [replace(visit, leaves=leaves)]), threads=1)
+    play.engine.close()
+    play.outcomes[0].end = Finished(reason="cancelled", prompt_tokens=9, prompt_ns=0, tokens=0, decode_ns=0)
+    assert schedules.faults_of(given, play) == found
 
 
 def test_equal_seeds_play_equal_schedules(given):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from puna.core.errors import BadModel
+from puna.core.scheduler import engine
 from puna.core.scheduler.engine import EngineOptions
 from puna.core.scheduler.inline import InlineRunner, TextParts
 from puna.core.scheduler.messages import Generate, Piece
@@ -21,6 +22,23 @@ FIXTURES = Path(__file__).parent / "fixtures"
 MODEL = FIXTURES / "llama-bpe" / "gguf" / "model-f32.gguf"
 CASES = {case["name"]: case for case in json.loads((FIXTURES / "llama-bpe" / "cases.json").read_text())["text"]}
 TEXT = TextParts(open_tokenizer, StopStrings, Grammars)
+
+
+class Steady:
+    """A pace at which guesses always pay, so that what is guessed does not depend on the clock (`Pace`)."""
+
+    cost, seconds = 0.0, 0.0
+
+    def learn(self, growing, guessed, prompt, seconds):
+        pass
+
+    def room(self, growing):
+        return 64
+
+
+@pytest.fixture
+def steady(monkeypatch):
+    monkeypatch.setattr(engine, "Pace", Steady)
 
 
 def opened(draft, **options):
@@ -40,12 +58,15 @@ async def replies(runner, prompts, **options):
         await runner.close()
 
 
+@pytest.mark.usefixtures("steady")
 @pytest.mark.parametrize("sampling", [SamplingParams(temperature=0), SamplingParams(temperature=1, seed=7)], ids=str)
 def test_replies_are_the_same_with_a_draft_model(sampling):
     prompts = [CASES["short"]["ids"], CASES["long"]["ids"][:50], CASES["long"]["ids"][5:40]]
     plain = asyncio.run(replies(opened(None, speculate=False), prompts, sampling=sampling))
     drafted = asyncio.run(replies(opened(MODEL), prompts, sampling=sampling))
     assert [tokens for tokens, _ in drafted] == [tokens for tokens, _ in plain]
+    assert all(end.guessed == 0 for _, end in plain)
+    assert all(end.accepted > 0 for _, end in drafted)
 
 
 def test_a_draft_that_is_the_model_itself_guesses_right():
@@ -54,12 +75,14 @@ def test_a_draft_that_is_the_model_itself_guesses_right():
     assert end.accepted >= end.guessed - 7  # the reply's end may come within a guess
 
 
+@pytest.mark.usefixtures("steady")
 def test_a_draft_follows_a_context_that_drops_its_middle():
     greedy = {"sampling": SamplingParams(temperature=0), "num_ctx": 24, "num_keep": 4}
     plain = asyncio.run(replies(opened(None, speculate=False), [CASES["short"]["ids"][:10]], **greedy))
     drafted = asyncio.run(replies(opened(MODEL), [CASES["short"]["ids"][:10]], **greedy))
     assert drafted[0][0] == plain[0][0]
     assert drafted[0][1].shifted == plain[0][1].shifted > 0
+    assert drafted[0][1].accepted > 0
 
 
 def test_a_draft_of_other_tokens_is_refused():

@@ -474,6 +474,16 @@ async def test_a_runner_that_answered_somebody_begins_no_row():
         await die_at_once(world)
 
 
+async def test_a_runner_that_answered_somebody_ends_the_row_even_if_it_is_unloaded_before_it_dies():
+    world = World()
+    for _ in range(2):
+        await die_at_once(world)
+    await world.use("a")
+    await world.models.unload("a")
+    await die_at_once(world)
+    assert (await world.use("a")).key == "a"
+
+
 async def test_a_runner_that_lived_long_begins_no_row(monkeypatch):
     monkeypatch.setattr("puna.core.scheduler.models.STEADY_S", -1.0)
     world = World()

@@ -81,6 +81,10 @@ def check_chat(request: ChatRequest) -> None:
         raise BadRequest("tool_choice needs tools")
     if request.functions:
         raise Unsupported("functions are not supported; they were replaced by tools")
+    if request.function_call not in ("none", "auto"):
+        raise Unsupported("function_call is not supported; it was replaced by tool_choice")
+    if request.verbosity != "medium":
+        raise Unsupported("verbosity is not supported: only medium, which asks for nothing, is accepted")
     if request.audio is not None or set(request.modalities) - {"text"}:
         raise Unsupported('this server answers in text only: modalities must be ["text"], without audio')
     if request.web_search_options is not None:
@@ -94,6 +98,8 @@ def check_completion(request: CompletionRequest) -> None:
         raise Unsupported("echo is not supported")
     if request.best_of != 1:
         raise Unsupported("best_of must be 1")
+    if request.response_format.type != "text":
+        raise Unsupported("response_format is not supported here: /v1/chat/completions honours it")
 
 
 def _check_shared(request: SharedRequest) -> None:

@@ -58,6 +58,7 @@ class SharedRequest(Struct, kw_only=True):
     stop: Any = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
+    response_format: ResponseFormat = ResponseFormat()
     n: int = 1
     logit_bias: dict[str, float] = {}
 
@@ -67,10 +68,11 @@ class ChatRequest(SharedRequest, kw_only=True):
 
     messages: list[ChatMessage] = []
     max_completion_tokens: int | None = None
-    response_format: ResponseFormat = ResponseFormat()
     tools: list[Any] = []
     tool_choice: Any = "none"
     functions: list[Any] = []
+    function_call: Any = "none"
+    verbosity: str = "medium"
     reasoning_effort: str | None = None
     reasoning: Reasoning = Reasoning()
     logprobs: bool = False

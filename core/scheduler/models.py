@@ -110,6 +110,7 @@ class Models:
             try:
                 yield await _runner(entry)
                 entry.useful = True
+                self._backoff.lived(entry.key)
             finally:
                 self._let_go(entry)
         finally:

@@ -11,8 +11,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 from ..errors import Failure, RunnerDied
@@ -116,22 +117,22 @@ class _Served:
     def _take(self, message: FromServer) -> None:
         match message:
             case Ask():
-                self._start(message.id, self._reply(message))
+                self._start(message.id, partial(self._reply, message))
             case Tokenize():
-                self._start(message.id, self._tokenize(message))
+                self._start(message.id, partial(self._tokenize, message))
             case Detokenize():
-                self._start(message.id, self._detokenize(message))
+                self._start(message.id, partial(self._detokenize, message))
             case Cancel() if message.id in self._tasks:
                 self._tasks[message.id].cancel()
 
-    def _start(self, id: int, work: Coroutine[None, None, None]) -> None:
+    def _start(self, id: int, work: Callable[[], Coroutine[None, None, None]]) -> None:
         self._busy.set()
         task = self._tasks[id] = asyncio.get_running_loop().create_task(self._answered(id, work))
         task.add_done_callback(lambda _: self._tasks.pop(id))
 
-    async def _answered(self, id: int, work: Coroutine[None, None, None]) -> None:
+    async def _answered(self, id: int, work: Callable[[], Coroutine[None, None, None]]) -> None:
         try:
-            await work
+            await work()  # made here: a task that is cancelled before its first step would leave it unawaited
         except Failure as error:
             await self._channel.send(Refused.because(id, error))
         except Exception:
