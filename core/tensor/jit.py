@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -18,7 +18,9 @@ import llvmlite
 import llvmlite.binding as llvm
 import numba
 import numpy as np
+from filelock import FileLock
 from numba.core import config
+from numba.core.caching import IndexDataCacheFile
 from numba.core.codegen import get_host_cpu_features
 
 from ..settings import read_setting
@@ -48,6 +50,29 @@ KERNELS = cache_folder()  # of this process: the sources may change while it run
 
 
 config.CACHE_DIR = str(KERNELS)  # type: ignore[attr-defined]
+
+
+def _one_at_a_time(method: Any) -> Any:
+    """Return a method of numba's cache that only one process runs at a time.
+
+    An entry is two files, a number in an index and the code of that number. Of two processes that add entries at once
+    each may take the same number, and the index of one then points at the code of the other, for good.
+    """
+
+    @wraps(method)
+    def locked(self: Any, *args: Any) -> Any:
+        try:
+            KERNELS.mkdir(parents=True, exist_ok=True)
+            with FileLock(KERNELS / "lock"):
+                return method(self, *args)
+        except OSError:  # a folder that cannot be written to: numba has its own way with those
+            return method(self, *args)
+
+    return locked
+
+
+for _name in ("save", "load"):
+    setattr(IndexDataCacheFile, _name, _one_at_a_time(getattr(IndexDataCacheFile, _name)))
 
 kernel: Callable[..., Any] = partial(numba.njit, cache=True, nogil=True)
 
