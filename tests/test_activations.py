@@ -164,7 +164,10 @@ def test_layer_norm_centres_and_scales_the_last_dimension(shape, seed, eps, size
     bias = floats(rng, shape[-1]) if biased else None
     found = layer_norm(x, weight, bias, eps)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, layer_norm_twin(x, weight, bias, eps), rtol=1e-5, atol=1e-5)
+    expected = layer_norm_twin(x, weight, bias, eps)
+    # The mean is rounded to float32, which counts for the more the closer together a row's numbers are.
+    rounding = np.finfo(np.float32).eps * np.abs(x).max(-1, keepdims=True) / np.sqrt(x.var(-1, keepdims=True) + eps)
+    assert (np.abs(found - expected) <= 1e-5 + 1e-5 * np.abs(expected) + rounding * np.abs(weight)).all()
 
 
 def test_layer_norm_of_many_rows_far_from_zero():
