@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -104,36 +105,29 @@ class Rows:
     start: int
     stop: int
 
-    @property
-    def positions(self) -> Integers:
-        """The place of each row in its sequence."""
-        return np.arange(self.table.length, self.table.length + self.stop - self.start, dtype=np.int32)
 
-
-@dataclass(frozen=True)
 class GroupStep:
-    """What layers of one group need to know of a step."""
+    """What layers of one group need to know of a step. Its arrays stay where they are when they are filled anew."""
 
-    slots: Integers  # where each row's key and value go
-    spans: Integers  # `CpuSpans.rows`
-    table: Integers
+    def __init__(self, group: int, tokens: int, sequences: int, tiles: int) -> None:
+        """Leave room for steps of so many tokens and sequences, which lie in up to so many tiles."""
+        self._group = group
+        self.slots: Integers = np.empty(tokens, np.int32)  # where each row's key and value go
+        self.spans: Integers = np.empty((sequences, 4), np.int32)  # `CpuSpans.rows`
+        self.table: Integers = np.empty(tiles, np.int32)
 
-
-def group_step(group: int, rows: Sequence[Rows], positions: Integers) -> GroupStep:
-    """Return where the rows of every sequence lie, in the tiles of one group."""
-    tables: list[Integers] = []
-    spans = np.empty((len(rows), 4), np.int32)
-    slots = np.empty_like(positions)
-    at = 0
-    for i, part in enumerate(rows):
-        blocks: Integers = np.fromiter(part.table.places(group), np.int32)
-        tiles: Integers = np.add.outer(blocks * TILES, np.arange(TILES, dtype=np.int32)).reshape(-1)
-        spans[i] = part.start, part.stop, part.table.length, at
-        here = positions[part.start : part.stop]
-        slots[part.start : part.stop] = tiles[here // LANES] * LANES + here % LANES
-        tables.append(tiles)
-        at += len(tiles)
-    return GroupStep(slots, spans, np.concatenate(tables))
+    def fill(self, rows: Sequence[Rows], positions: Integers) -> None:
+        """Say where the rows of every sequence lie."""
+        places = [part.table.places(self._group) for part in rows]
+        starts = [0, *accumulate(map(len, places))]  # where each sequence's blocks begin
+        blocks = np.fromiter(chain.from_iterable(places), np.int32, starts[-1])
+        tiles = self.table[: len(blocks) * TILES].reshape(-1, TILES)
+        np.add(blocks[:, None] * TILES, np.arange(TILES), tiles, casting="unsafe")
+        self.spans[:] = [
+            (part.start, part.stop, part.table.length, start * TILES) for part, start in zip(rows, starts, strict=False)
+        ]
+        first = np.repeat(starts[:-1], [part.stop - part.start for part in rows])
+        self.slots[:] = blocks[first + positions // BLOCK] * BLOCK + positions % BLOCK
 
 
 class StepLayer:
@@ -160,11 +154,34 @@ class StepLayer:
 class StepView:
     """What one forward pass works on (`puna.core.plugin.Step`)."""
 
-    def __init__(self, cache: Cache, rows: Sequence[Rows]) -> None:
-        """rows: one behind the other, each with room reserved in its table."""
-        self.positions: Integers = np.concatenate([part.positions for part in rows])
-        groups = [group_step(group, rows, self.positions) for group in range(len(cache.blocks.kinds))]
+    def __init__(self, cache: Cache, rows: Sequence[Rows], *, room: int = 1) -> None:
+        """rows: one behind the other, each with room reserved in its table.
+
+        room: how many times as long as now sequences can become before `refill` finds no room for them.
+        """
+        self.positions: Integers = np.empty(rows[-1].stop, np.int32)
+        sizes = [size * room for size in tiles_of(cache, rows)]
+        self._groups = [GroupStep(group, rows[-1].stop, len(rows), size) for group, size in enumerate(sizes)]
         self.cache: list[LayerCache] = [
-            StepLayer(declared, tiles, groups[group])
+            StepLayer(declared, tiles, self._groups[group])
             for declared, tiles, group in zip(cache.layout, cache.tiles, cache.group_of, strict=True)
         ]
+        self.refill(cache, rows)
+
+    def refill(self, cache: Cache, rows: Sequence[Rows]) -> bool:
+        """Work on other rows, as many for as many sequences; False, and nothing changed, if there is no room."""
+        sizes = tiles_of(cache, rows)
+        if any(len(group.table) < size for group, size in zip(self._groups, sizes, strict=True)):
+            return False
+        shift = [part.table.length - part.start for part in rows]
+        self.positions[:] = np.repeat(shift, [part.stop - part.start for part in rows])
+        self.positions += np.arange(len(self.positions), dtype=np.int32)
+        for group in self._groups:
+            group.fill(rows, self.positions)
+        return True
+
+
+def tiles_of(cache: Cache, rows: Sequence[Rows]) -> list[int]:
+    """Return how many tiles the sequences of a step have in each group."""
+    groups = range(len(cache.blocks.kinds))
+    return [sum(len(part.table.places(group)) for part in rows) * TILES for group in groups]

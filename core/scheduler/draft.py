@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadModel
-from ..memory.cache import Cache, Capacity, ElementType, Rows, StepView
+from ..memory.cache import Cache, Capacity, ElementType, Rows
 from ..model import LoadedModel
 from ..protocols import Tokenizer
 from .guess import MOST, Credit
 from .pace import Pace
+from .steps import Steps
 
 FIRST = 4.0  # steps of credit: a draft model was chosen, so it is tried for longer than chance repetitions are
 
@@ -46,8 +47,9 @@ class DraftModel:
     """The small model and its key/value cache. Only the engine's thread uses it."""
 
     def __init__(self, model: LoadedModel, element: ElementType, capacity: Capacity, pace: Pace) -> None:
-        self.model, self.pace, self.step_tokens = model, pace, capacity.step_tokens
+        self.pace, self.step_tokens = pace, capacity.step_tokens
         self.cache = Cache(model.cache, element, capacity)
+        self.steps = Steps(model, self.cache)
 
     def guesser(self) -> Draft:
         """Return what guesses in one reply (`Guesser`)."""
@@ -113,9 +115,8 @@ class Draft:
 
     def _forward(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Read tokens and return the logits behind the last, [V]."""
-        model = self._draft.model.model
-        step = StepView(self._draft.cache, [Rows(self._table, 0, len(tokens))])
-        x = model.forward(model.embed(np.array(tokens, np.int32)), step)
+        rows = [Rows(self._table, 0, len(tokens))]
+        logits: npt.NDArray[np.float32] = self._draft.steps.logits(tokens, rows, [len(tokens) - 1])[0]
         self._read += tokens
         self._table.advance(self._read, len(tokens))
-        return model.logits(x[-1:])[0]  # type: ignore[return-value]
+        return logits

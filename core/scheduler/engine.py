@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..errors import BadRequest, Failure
 from ..memory.allocation import keep_freed_memory
 from ..memory.blocks import BlockTable
-from ..memory.cache import Cache, Capacity, ElementType, Rows, StepView
+from ..memory.cache import Cache, Capacity, ElementType, Rows
 from ..model import LoadedModel
 from ..protocols import Grammar, Tokenizer
 from ..tensor.sampling import BadLogits, DeadEnd, Mask, log_probabilities, sample
@@ -30,6 +30,7 @@ from .pace import Pace
 from .plan import Limits, Scheduler, Share
 from .sequence import Sequence
 from .stats import EngineStats
+from .steps import Steps
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +71,12 @@ class Engine:
         self, model: LoadedModel, tokenizer: Tokenizer, *, options: EngineOptions, draft: LoadedModel | None = None
     ) -> None:
         """draft: a small model of the same tokens, which guesses ahead."""
-        self._model, self._tokenizer, self._options = model, tokenizer, options
+        self._tokenizer, self._options = tokenizer, options
         self._scheduler = Scheduler(options.limits)
         self._pace = Pace()
         capacity = Capacity(options.positions, options.limits.sequences, options.limits.step_tokens)
         self._cache = Cache(model.cache, options.cache_type, capacity)
+        self._steps = Steps(model, self._cache)
         self._draft = DraftModel(draft, options.cache_type, capacity, self._pace) if draft else None
         self._masks = ThreadPoolExecutor(1, "puna-grammar")
         self._counts = EngineStats()
@@ -241,13 +243,10 @@ class Engine:
             tokens += share.tokens
             if share.last:
                 wanted += range(len(tokens) - 1 - share.guessed, len(tokens))
-        model = self._model.model
-        x = model.forward(model.embed(np.array(tokens, np.int32)), StepView(self._cache, rows))
+        logits = self._steps.logits(tokens, rows, wanted)
         for share in shares:
             share.sequence.table.advance(share.sequence.tokens, len(share.tokens) - share.guessed)
-        if not wanted:
-            return np.empty((0, self._model.config.vocabulary), np.float32)
-        return model.logits(x[np.array(wanted)])  # type: ignore[return-value]
+        return logits
 
     def _sample_all(self, due: list[Share], logits: Floats, masks: dict[Sequence, Future[Mask | None]]) -> None:
         """Give every sequence that is due its token, and then those whose guess came true the next ones."""

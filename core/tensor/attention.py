@@ -30,6 +30,7 @@ from .jit import kernel
 from .team import shared, threads_of
 
 ENOUGH = 4  # pieces for each thread
+LITTLE = 1 << 18  # products of numbers that one thread is done with before others have woken up
 
 
 @kernel
@@ -128,17 +129,18 @@ share_pieces = shared(take_pieces)
 
 
 @kernel
-def attend_spans(team, q, tiles, spans, table, sight, scale, bend_to, alone, out):
+def attend_spans(team, q, tiles, spans, table, sight, scale, bend_to, out):
     """Attention of the rows of several sequences.
 
     q: [T, H, E] float32. tiles: `Tiles`. spans: int32 [n, 4], of each sequence its first row, the row behind its last,
     the position of the first, and where its tiles begin in `table`, int32: positions 16 i to 16 i + 15 lie in tile
     table[i]. sight: `Sight`. scale: of the scores, times log2(e) / bend_to. bend_to: 0, or what limits the scores,
-    times log2(e). alone: on this thread. out: [T, H, V] float32 with V up to the values' F. team: its table.
+    times log2(e). out: [T, H, V] float32 with V up to the values' F. team: its table.
     """
-    threads = 1 if alone else threads_of(team)
     K, group = tiles.keys.shape[1], q.shape[1] // tiles.keys.shape[1]
     pieces = whole_blocks(spans, sight, tokens_of_block(group))
+    seen = (pieces[:, 2] * (pieces[:, 4] - pieces[:, 3])).sum()
+    threads = 1 if seen * q.shape[1] * q.shape[2] < LITTLE else threads_of(team)
     whole = threads == 1 or len(pieces) * K >= ENOUGH * threads
     if not whole:
         pieces = cut_at_segments(pieces)

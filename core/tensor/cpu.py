@@ -23,6 +23,7 @@ from .pointwise import FORMS, activate_in_place
 from .product import Job, job_of, multiply_all, multiply_gated, multiply_gated_grouped, multiply_grouped
 from .rope import RopeTable
 from .source import TensorInfo, WeightSource
+from .tape import contiguous, do, room
 
 Floats = npt.NDArray[np.float32]
 
@@ -149,12 +150,16 @@ def embed(tokens: npt.NDArray[np.int32], table: AnyMatrix) -> Floats:
     """Return the rows of table at tokens, [T, D] float32."""
     expect_kinds("embed", MATRICES, table)
     expect("embed: tokens", tokens, (tokens.size,), INT32)
-    if tokens.size > 0 and not 0 <= tokens.min() <= tokens.max() < table.shape[0]:
-        raise BadModel(f"embed: tokens from {tokens.min()} to {tokens.max()}, the table has {table.shape[0]} rows")
     rows = table.rows if isinstance(table, PackedMatrix) else table
-    out = np.empty((len(tokens), table.shape[1]), np.float32)
-    gather_rows(rows.format.id, rows.data, tokens, out)
+    out = room((len(tokens), table.shape[1]))
+    do(_gather, rows, tokens, out)
     return out
+
+
+def _gather(rows: CpuMatrix, tokens: npt.NDArray[np.int32], out: Floats) -> None:
+    if tokens.size > 0 and not 0 <= tokens.min() <= tokens.max() < rows.shape[0]:
+        raise BadModel(f"embed: tokens from {tokens.min()} to {tokens.max()}, the table has {rows.shape[0]} rows")
+    gather_rows(rows.format.id, rows.data, tokens, out)
 
 
 @ops.linear.register(np.ndarray)
@@ -176,24 +181,24 @@ def _products(name: str, x: Floats, parts: Sequence[tuple[AnyMatrix, Floats | No
         expect(f"{name}: x", x, (ANY, weight.shape[1]))
         if bias is not None:
             expect(f"{name}: a bias", bias, weight.shape[:1])
-    x = np.ascontiguousarray(x)
+    x = contiguous(x)
     packed = [weight.job for weight, _ in parts if isinstance(weight, PackedMatrix)]
     found = iter(multiply_all(x, packed) if packed else ())
     outs = []
     for weight, bias in parts:
         out = next(found) if isinstance(weight, PackedMatrix) else _plain_product(x, weight)
         if bias is not None:
-            out += bias
+            do(np.add, out, bias, out)
         outs.append(out)
     return outs
 
 
 def _plain_product(x: Floats, weight: CpuMatrix) -> Floats:
-    out = np.empty((len(x), weight.shape[0]), np.float32)
+    out = room((len(x), weight.shape[0]))
     if len(x) <= FEW:
-        few_rows_product(weight.format.id, weight.data, x, out)
+        do(few_rows_product, weight.format.id, weight.data, x, out)
     else:
-        _many_rows_product(weight, x, out)
+        do(_many_rows_product, weight, x, out)
     return out
 
 
@@ -210,8 +215,8 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     """Return x scaled to unit root mean square over the last dimension, times weight."""
     expect("rms_norm: x", x)
     expect("rms_norm: weight", weight, x.shape[-1:])
-    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
-    out = np.empty_like(rows)
+    rows = contiguous(x).reshape(-1, x.shape[-1])
+    out = room(rows.shape)
     norm_rows(rows, weight, np.float32(eps), out)
     return out.reshape(x.shape)
 
@@ -231,7 +236,7 @@ def gated_mlp(
     if biases[0] is None and biases[1] is None and are_alike(gate, up):
         assert isinstance(gate, PackedMatrix) and isinstance(up, PackedMatrix)
         expect("gated_mlp: x", x, (ANY, gate.shape[1]))
-        inner = multiply_gated(np.ascontiguousarray(x), gate.job, up.job, FORMS[activation])
+        inner = multiply_gated(contiguous(x), gate.job, up.job, FORMS[activation])
     else:
         inner, wide = _products("gated_mlp", x, [(gate, biases[0]), (up, biases[1])])
         activate_in_place(inner, activation, times=wide)
@@ -301,9 +306,17 @@ class CpuRotation:
 @ops.rotations.register(np.ndarray)
 def rotations(positions: npt.NDArray[np.int32], table: RopeTable) -> CpuRotation:
     """Return the turn of each position, computed in float32 as the references do."""
+    shape = len(positions), len(table.frequencies)
+    rotation = CpuRotation(room(shape), room(shape), table)
+    do(_turn, positions, table, rotation.cos, rotation.sin)
+    return rotation
+
+
+def _turn(positions: npt.NDArray[np.int32], table: RopeTable, cos: Floats, sin: Floats) -> None:
     angles = positions.astype(np.float32)[:, None] * table.frequencies
     magnitude = np.float32(table.magnitude)
-    return CpuRotation(np.cos(angles) * magnitude, np.sin(angles) * magnitude, table)
+    np.multiply(np.cos(angles), magnitude, cos)
+    np.multiply(np.sin(angles), magnitude, sin)
 
 
 @ops.rope.register(np.ndarray)
@@ -313,7 +326,7 @@ def rope(x: Floats, rotation: CpuRotation) -> Floats:
     expect("rope: x", x, (T, ANY, ANY))
     if 2 * pairs > x.shape[2]:
         raise BadModel(f"rope: heads of {x.shape[2]}, expected at least the {2 * pairs} dimensions that turn")
-    x = np.ascontiguousarray(x)
-    out = np.empty_like(x)
+    x = contiguous(x)
+    out = room(x.shape)
     rotate(x, rotation.cos, rotation.sin, rotation.table.pairing == "interleaved", out)
     return out

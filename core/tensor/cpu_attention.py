@@ -15,13 +15,13 @@ from .attention import attend_spans
 from .attention_block import Sight
 from .checks import ANY, expect
 from .simd import LANES
+from .tape import contiguous, do, room
 from .team import TEAM
 from .tiles import Tiles, new_tiles, store
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
 
-LITTLE = 1 << 18  # products of numbers that one thread is done with before others have woken up
 OWN = np.empty(0, np.int32)  # `until` of rows that see up to themselves
 
 
@@ -54,18 +54,17 @@ def attend(q: Floats, seen: CpuSeen, *, scale: float, soft_cap: float | None = N
     wanted = seen.spans[-1].rows[-1, 1] if seen.spans else 0
     if wanted != T:
         raise BadModel(f"attention of {T} rows, expected {wanted}: one for each token of the step")
-    out = np.empty((T, H, seen.value_size), np.float32)
+    out = room((T, H, seen.value_size))
     sight = Sight(seen.window, seen.chunk, OWN if seen.until is None else seen.until)
     bend_to = 0.0 if soft_cap is None else soft_cap / math.log(2)
     factor = scale / math.log(2) if soft_cap is None else scale / soft_cap
-    q = np.ascontiguousarray(q)
+    q = contiguous(q)
     for span in seen.spans:
         K, size = span.tiles.keys.shape[1], span.tiles.key_size
         if H % K or size != E:  # the kernel trusts its shapes
             raise BadModel(f"attention of {H} query heads of {E} over {K} key heads of {size}: they do not fit")
         work = q, span.tiles, span.rows, span.table, sight, np.float32(factor), np.float32(bend_to)
-        alone = T * H * E * LANES * len(span.table) < LITTLE * len(span.rows)  # each row sees one sequence's tiles
-        attend_spans(TEAM.ready(), *work, alone, out)
+        do(attend_spans, TEAM.ready(), *work, out)
     return out.reshape(T, H * seen.value_size)
 
 

@@ -12,6 +12,7 @@ from . import ops
 from .activations import layer_norm_rows
 from .checks import expect
 from .pointwise import activate_in_place
+from .tape import contiguous, room
 
 Floats = npt.NDArray[np.float32]
 
@@ -23,8 +24,8 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats | None, eps: float) -> Fl
     expect("layer_norm: weight", weight, x.shape[-1:])
     if bias is not None:
         expect("layer_norm: bias", bias, x.shape[-1:])
-    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
-    out = np.empty_like(rows)
+    rows = contiguous(x).reshape(-1, x.shape[-1])
+    out = room(rows.shape)
     layer_norm_rows(rows, weight, np.zeros_like(weight) if bias is None else bias, np.float32(eps), out)
     return out.reshape(x.shape)
 

@@ -74,13 +74,16 @@ class Operation(Generic[P, R]):
 
         return add
 
+    def implementation(self, kind: type) -> Callable[P, R]:
+        """Return the implementation for arrays of exactly this type. Raises TypeError if there is none."""
+        try:
+            return self._kinds[kind]
+        except KeyError:
+            raise TypeError(f"{self.__name__} has no implementation for {kind.__name__}") from None
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the implementation for the first argument's type. Raises TypeError if there is none."""
-        try:
-            implementation = self._kinds[type(args[0])]
-        except KeyError:
-            raise TypeError(f"{self.__name__} has no implementation for {type(args[0]).__name__}") from None
-        return implementation(*args, **kwargs)  # type: ignore[no-any-return]
+        return self.implementation(type(args[0]))(*args, **kwargs)
 
 
 @Operation

@@ -25,6 +25,7 @@ from .micro import CHUNK, CODE_BYTES, EACH, PAIRS, SUMS, UNPACKED, multiply, mul
 from .operands import WIDE, WIDTH, floats_in_tiles, padded_count, quantised, width_of
 from .pointwise import activate_piece
 from .simd import BYTES
+from .tape import do, room
 from .team import TEAM, shared, threads_of
 from .wide import WIDE_CHUNK, WIDENED, multiply_wide, widen
 
@@ -204,8 +205,9 @@ def job_of(data: npt.NDArray[np.void], rows: int) -> Job:
 def multiply_all(x: Floats, jobs: Sequence[Job]) -> list[Floats]:
     """Return x · weightsᵀ for each job, [T, rows] float32 each. x: [T, D] float32, contiguous."""
     T = len(x)
-    out = np.empty(T * sum(job.outputs for job in jobs), np.float32)
-    run(TEAM.ready(), x, jobs[0].row if len(jobs) == 1 else np.concatenate([job.row for job in jobs]), PLAIN, out)
+    out = room((T * sum(job.outputs for job in jobs),))
+    table = jobs[0].row if len(jobs) == 1 else np.concatenate([job.row for job in jobs])
+    do(run, TEAM.ready(), x, table, PLAIN, out)
     found, start = [], 0
     for job in jobs:
         stop = start + T * job.outputs
@@ -218,8 +220,8 @@ def multiply_gated(x: Floats, gate: Job, up: Job, form: int) -> Floats:
     """Return activation(x · gateᵀ) * (x · upᵀ), [T, rows] float32. The jobs are of one format and one shape."""
     table = gate.row.copy()
     table[0, GATED] = up.row[0, RECORDS]
-    out = np.empty((len(x), gate.outputs), np.float32)
-    run(TEAM.ready(), x, table, form, out.reshape(-1))
+    out = room((len(x), gate.outputs))
+    do(run, TEAM.ready(), x, table, form, out.reshape(-1))
     return out
 
 

@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from .jit import kernel, specialised
 from .simd import LONG, features
+from .tape import do
 from .threads import default_threads
 
 # Places on the table, each in a cache line of its own.
@@ -299,9 +300,9 @@ def spread(share: Any, count: int, each: int, *arguments: Any) -> None:
     share: what `shared` made. A single item stays with the caller.
     """
     if count <= each:
-        share.function(*arguments, each, 0)
-        return
-    share(TEAM.ready(), -(-count // each), (*arguments, each))
+        do(share.function, *arguments, each, 0)
+    else:
+        do(share, TEAM.ready(), -(-count // each), (*arguments, each))
 
 
 def _emit_entry(context: Any, builder: Any, described: Any, held: Any) -> Any:

@@ -23,6 +23,7 @@ from ..errors import BadModel
 from .checks import ANY, INT32, expect
 from .jit import kernel
 from .simd import BYTE, BYTES, FLOAT, FLOATS, INT, INTS, LANES, SHORT, Emitter, to_half, vector
+from .tape import do
 from .team import TEAM, shared
 
 ElementType = Literal["f16", "f32", "q8_0", "q4_0"]
@@ -95,7 +96,7 @@ def store(k: npt.NDArray[np.float32], v: npt.NDArray[np.float32], slots: npt.NDA
     share = share_codes if tiles.key_scales.size else share_numbers
     few, K = k.size + v.size < LITTLE, k.shape[1]
     each = max(1, len(slots)) if few else TOKENS
-    share(TEAM.ready(), K * -(-len(slots) // each), (k, v, slots, *tiles, each))
+    do(share, TEAM.ready(), K * -(-len(slots) // each), (k, v, slots, *tiles, each))
 
 
 def _expect_to_fit(

@@ -1,0 +1,118 @@
+"""Forward passes of one model over one cache. Short ones are recorded once for each shape, and from then on played."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..memory.cache import Cache, Rows, StepView
+from ..model import LoadedModel
+from ..plugin import LayerCache
+from ..tensor.recorded import Recorded
+from ..tensor.tape import Memory, Tape, recording
+from ..tensor.team import TEAM, Table
+
+log = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float32]
+
+FEW = 32  # tokens of a step up to which what lies between its kernels counts
+KEPT = 24  # recordings; those played longest ago go first
+ROOM = 4  # times as long as when a step is recorded may its sequences become
+
+
+@dataclass(frozen=True)
+class _RecordedLayer:
+    """One layer's cache, for arrays that are being recorded."""
+
+    layer: LayerCache
+
+    def extend(self, k: Any, v: Any) -> Any:
+        """Store and return what `layer` does."""
+        return self.layer.extend(k.data, v.data)
+
+
+@dataclass(frozen=True)
+class _RecordedView:
+    """A step that is being recorded (`puna.core.plugin.Step`)."""
+
+    positions: Any
+    cache: list[LayerCache]
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A step that can be played."""
+
+    tape: Tape
+    table: Table  # of the team: recorded calls hold it
+    tokens: npt.NDArray[np.int32]
+    view: StepView
+    logits: Floats
+
+
+class Steps:
+    """A model with the cache it works on. Only one thread at a time may use it."""
+
+    def __init__(self, model: LoadedModel, cache: Cache) -> None:
+        self._model, self._cache = model.model, cache
+        self._vocabulary = model.config.vocabulary
+        self._tiles = cache.tiles
+        self._recordings: OrderedDict[tuple[int, int], _Recording | None] = OrderedDict()  # None: done once so far
+        self._memory = Memory()
+        self._records = True
+
+    def logits(self, tokens: Sequence[int], rows: Sequence[Rows], wanted: Sequence[int]) -> Floats:
+        """Run the model over tokens and return the logits behind the `wanted` of them, [N, V], until the next call.
+
+        rows: which tokens belong to which sequence.
+        """
+        if self._records and len(wanted) == len(tokens) <= FEW:
+            return self._short(tokens, rows)
+        return self._long(tokens, rows, wanted)
+
+    def _long(self, tokens: Sequence[int], rows: Sequence[Rows], wanted: Sequence[int]) -> Floats:
+        model = self._model
+        x = model.forward(model.embed(np.array(tokens, np.int32)), StepView(self._cache, rows))
+        if not wanted:
+            return np.empty((0, self._vocabulary), np.float32)
+        return model.logits(x if len(wanted) == len(tokens) else x[np.array(wanted)])  # type: ignore[return-value]
+
+    def _short(self, tokens: Sequence[int], rows: Sequence[Rows]) -> Floats:
+        """Play the step if one of its shape is recorded, else record it; what happens but once is not worth that."""
+        if self._tiles is not self._cache.tiles:  # it has grown
+            self._tiles = self._cache.tiles
+            self._recordings.clear()
+        shape = len(tokens), len(rows)
+        known, found = shape in self._recordings, self._recordings.pop(shape, None)
+        if found is not None and not (found.table is TEAM.ready() and found.view.refill(self._cache, rows)):
+            found = None
+        if found is not None:
+            found.tokens[:] = tokens
+            found.tape.play()
+        elif known:
+            found = self._record(tokens, rows)
+        self._recordings[shape] = found
+        if len(self._recordings) > KEPT:
+            self._recordings.popitem(last=False)
+        return self._long(tokens, rows, range(len(tokens))) if found is None else found.logits
+
+    def _record(self, tokens: Sequence[int], rows: Sequence[Rows]) -> _Recording | None:
+        """Do the step and note it down; None, and for good, if the model's code does more than can be noted."""
+        ids, view, tape = np.array(tokens, np.int32), StepView(self._cache, rows, room=ROOM), Tape(self._memory)
+        step = _RecordedView(Recorded(view.positions), [_RecordedLayer(layer) for layer in view.cache])
+        model: Any = self._model
+        try:
+            with recording(tape):
+                logits = model.logits(model.forward(model.embed(Recorded(ids)), step)).data
+        except (TypeError, AttributeError, ValueError) as error:
+            log.info("steps of this model are not recorded, which makes them slower: %s", error)
+            self._records = False
+            return None
+        return _Recording(tape, TEAM.ready(), ids, view, self._memory.twin(logits))
