@@ -128,7 +128,7 @@ def _attention(element: ElementType) -> None:
     store(numbers, numbers, none, tiles)
     spans, sight = np.array([[0, 1, 0, 0]], np.int32), Sight(0, 0, none[:0])
     work = numbers, tiles, spans, none, sight, np.float32(1), np.float32(0)
-    attend_spans(TEAM.ready(), *work, True, numbers.copy())
+    attend_spans(TEAM.ready(), *work, numbers.copy())
 
 
 def _activations() -> None:
