@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, get_type_hints
 
 from .errors import BadModel
 from .keys import Keys
-from .plugin import Architecture, Array, CacheLayer, Config, LayersField, Matrix, Model, Module, TensorField
-from .tensor.source import TensorInfo, WeightSource
+from .plugin import (
+    Architecture,
+    Array,
+    CacheLayer,
+    Config,
+    Encoder,
+    LayersField,
+    Matrix,
+    Model,
+    Module,
+    TensorField,
+)
+from .tensor.source import PartOfTensor, TensorInfo, WeightSource
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +32,8 @@ MANY = 64  # complaints after which a file is beyond saving
 class Loader(Protocol):
     """Puts tensors where a backend can compute with them."""
 
-    def matrix(self, source: WeightSource, info: TensorInfo) -> Matrix:
-        """Return a two-dimensional tensor in the backend's layout."""
+    def matrix(self, source: WeightSource, info: TensorInfo, *, transposed: bool = False) -> Matrix:
+        """Return a two-dimensional tensor in the backend's layout. transposed: the file holds it as [in, out]."""
 
     def array(self, source: WeightSource, info: TensorInfo) -> Array:
         """Return a small tensor as float32."""
@@ -37,6 +48,7 @@ class LoadedModel:
     model: Model
     cache: list[CacheLayer]
     weight_bytes: int
+    vision: Encoder | None = None
 
 
 def find_architecture(architectures: Sequence[Architecture], source: WeightSource) -> Architecture:
@@ -51,40 +63,41 @@ def find_architecture(architectures: Sequence[Architecture], source: WeightSourc
 
 def load_model(architecture: Architecture, source: WeightSource, loader: Loader) -> LoadedModel:
     """Return the model in source. Raises BadModel naming each missing or misshapen tensor."""
-    config = read_config(architecture, source)
-    binder = _Binder(source, loader, config)
-    model: Any = binder.module(architecture.model, "", "")
+    config = read_config(architecture.config, source)
+    eye = None if architecture.vision_config is None else read_config(architecture.vision_config, source)
+    binder = _Binder(source, loader, architecture.prefixes)
+    model: Any = binder.module(architecture.model, config)
+    vision: Any = None if eye is None or architecture.vision is None else binder.module(architecture.vision, eye)
     binder.finish()
-    layout = architecture.cache(config)
-    return LoadedModel(architecture, config, model, layout, binder.nbytes)
+    return LoadedModel(architecture, config, model, architecture.cache(config), binder.nbytes, vision)
 
 
-def read_config(architecture: Architecture, source: WeightSource) -> Config:
-    """Return the sizes that source gives for architecture."""
+def read_config(kind: type[Any], source: WeightSource) -> Any:
+    """Return the sizes that source gives, as a config of that kind."""
     if source.kind == "gguf":
         prefix = f"{source.metadata['general.architecture']}."
-        config: Config = architecture.config.from_gguf(Keys(source.metadata, prefix=prefix, origin="GGUF metadata"))
-    else:
-        config = architecture.config.from_hf(Keys(source.metadata, origin="config.json"))
-    return config
+        return kind.from_gguf(Keys(source.metadata, prefix=prefix, origin="GGUF metadata"))
+    return kind.from_hf(Keys(source.metadata, origin="config.json"))
 
 
 class _Binder:
     """Walks the tensor table of a module class and fills an instance, collecting every complaint before it speaks."""
 
-    def __init__(self, source: WeightSource, loader: Loader, config: Config) -> None:
-        self._source, self._loader, self._config = source, loader, config
+    def __init__(self, source: WeightSource, loader: Loader, prefixes: Mapping[str, str]) -> None:
+        self._source, self._loader = source, loader
+        # From the names in tables to those in the file; the longest prefix counts, as one may begin another.
+        self._names = {_renamed(name, prefixes): name for name in source.tensors}
         self._used: set[str] = set()
         self._problems: list[str] = []
         self.nbytes = 0
 
-    def module(self, kind: type[Module], gguf: str, hf: str) -> Module:
+    def module(self, kind: type[Module], config: Any, gguf: str = "", hf: str = "") -> Module:
         """Return a filled instance. gguf, hf: what stands in front of its tensors' names."""
         made = kind()
-        made.config = self._config
+        made.config = config
         for field, declared, wanted in _table(kind):
             if isinstance(declared, LayersField):
-                setattr(made, field, list(self._layers(declared, gguf, hf)))
+                setattr(made, field, list(self._layers(declared, config, gguf, hf)))
             else:
                 setattr(made, field, self._tensor(made, declared, wanted, gguf, hf))
         if not self._problems:
@@ -101,35 +114,52 @@ class _Binder:
         if unused:
             log.warning("%d tensors are not used by this architecture: %s", len(unused), ", ".join(unused[:8]))
 
-    def _layers(self, declared: LayersField, gguf: str, hf: str) -> Iterator[Module]:
-        for layer in range(getattr(self._config, declared.count)):
+    def _layers(self, declared: LayersField, config: Any, gguf: str, hf: str) -> Iterator[Module]:
+        for layer in range(getattr(config, declared.count)):
             if len(self._problems) > MANY:
                 return  # a count from a hostile file must not keep us busy
-            yield self.module(declared.module, gguf + declared.gguf.format(layer), hf + declared.hf.format(layer))
+            below = gguf + declared.gguf.format(layer), hf + declared.hf.format(layer)
+            yield self.module(declared.module, config, *below)
 
     def _tensor(self, made: Module, declared: TensorField, wanted: type, gguf: str, hf: str) -> Any:
-        name = self._name(declared, gguf, hf)
-        info = self._source.tensors.get(name) if name is not None else None
-        shape = tuple(size if isinstance(size, int) else getattr(self._config, size) for size in declared.shape)
-        if info is None:
+        names = self._spellings(declared, gguf, hf)
+        found = next((self._names[name] for name in names if name in self._names), None)
+        shape = tuple(size if isinstance(size, int) else getattr(made.config, size) for size in declared.shape)
+        if found is None:
             if declared.tied is not None:
                 return getattr(made, declared.tied)
-            if not declared.optional and name is not None:
-                self._problems.append(f"{name} is missing (expected {list(shape)})")
+            if not declared.optional and names:
+                self._problems.append(f"{' or '.join(names)} is missing (expected {list(shape)})")
             return None
-        self._used.add(info.name)
-        if info.shape != shape:
-            self._problems.append(f"{info.name} is {list(info.shape)}, expected {list(shape)}")
+        self._used.add(found)
+        info, source = self._source.tensors[found], self._source
+        if declared.hf_part is not None and source.kind == "safetensors":
+            source = PartOfTensor(source, found, *declared.hf_part)
+            info = source.tensors[found]
+        expected = shape[::-1] if declared.transposed else shape
+        if info.shape != expected:
+            self._problems.append(f"{info.name} is {list(info.shape)}, expected {list(expected)}")
             return None
         if self._problems:
             return None  # nothing will run: only look for more to report
-        loaded = self._loader.matrix(self._source, info) if wanted is Matrix else self._loader.array(self._source, info)
+        if wanted is Matrix:
+            loaded: Any = self._loader.matrix(source, info, transposed=declared.transposed)
+        else:
+            loaded = self._loader.array(source, info)
         self.nbytes += getattr(loaded, "nbytes", 0)
         return loaded
 
-    def _name(self, declared: TensorField, gguf: str, hf: str) -> str | None:
-        name, prefix = (declared.gguf, gguf) if self._source.kind == "gguf" else (declared.hf, hf)
-        return None if name is None else prefix + name
+    def _spellings(self, declared: TensorField, gguf: str, hf: str) -> list[str]:
+        names, prefix = (declared.gguf, gguf) if self._source.kind == "gguf" else (declared.hf, hf)
+        return [prefix + name for name in ((names,) if isinstance(names, str) else names or ())]
+
+
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    """Return what the architecture's tables call a tensor."""
+    for prefix in sorted(prefixes, key=len, reverse=True):
+        if name.startswith(prefix):
+            return prefixes[prefix] + name.removeprefix(prefix)
+    return name
 
 
 def check_table(kind: type[Module]) -> None:

@@ -14,18 +14,23 @@ and calls its forward pass. What to compute with is in `puna.core.tensor`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, dataclass_transform
 
+import numpy as np
+import numpy.typing as npt
 import pluggy
 
+from .errors import BadRequest
 from .keys import Keys
+from .pictures import Picture
 from .tensor.ops import Array, Matrix, Seen
 
 __all__ = [
-    "Architecture", "Array", "CacheLayer", "Causal", "Chunk", "Config", "Hooks", "Keys", "LayerCache", "Matrix",
-    "Model", "Module", "Seen", "Step", "TensorField", "Window", "hookimpl", "hookspec", "layers", "tensor",
+    "Architecture", "Array", "BadRequest", "CacheLayer", "Causal", "Chunk", "Config", "Encoder", "Hooks", "Keys",
+    "LayerCache", "Matrix", "Model", "Module", "Picture", "Prepared", "Rows", "Seen", "Step", "TensorField", "Window",
+    "hookimpl", "hookspec", "layers", "tensor",
 ]  # fmt: skip
 
 hookspec = pluggy.HookspecMarker("puna")
@@ -63,6 +68,7 @@ class Config(Protocol):
 # --- tensors --------------------------------------------------------------------------------------------------------
 
 Size = int | str  # a number, or the name of a config attribute that holds it
+Names = str | tuple[str, ...] | None  # several: the same tensor in files of different origin
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,12 @@ class TensorField:
     """One tensor of a module: its shape in terms of the config and its name in both kinds of file."""
 
     shape: tuple[Size, ...]
-    gguf: str | None
-    hf: str | None
+    gguf: Names
+    hf: Names
     optional: bool
     tied: str | None  # field of the same module to use when the file has no tensor of this name
+    hf_part: tuple[int, int] | None  # (i, n): checkpoints hold it as the i-th of n equal parts of a tensor's rows
+    transposed: bool  # whether files hold it as [in, out]
 
 
 @dataclass(frozen=True)
@@ -87,15 +95,22 @@ class LayersField:
 
 
 def tensor(
-    *shape: Size, gguf: str | None = None, hf: str | None = None, optional: bool = False, tied: str | None = None
+    *shape: Size,
+    gguf: Names = None,
+    hf: Names = None,
+    optional: bool = False,
+    tied: str | None = None,
+    hf_part: tuple[int, int] | None = None,
+    transposed: bool = False,
 ) -> Any:  # Any, so that the annotation beside it decides the type
     """Declare a tensor, slowest dimension first: `out: Matrix = tensor("hidden", "queries", gguf=..., hf=...)`.
 
     Annotate with Matrix what goes into `linear` and `embed` (kept in the file's own format), and with Array small
     vectors such as norms and biases (widened to float32). An optional one is None when the file has none. Without a
-    name for a kind of file, such files never hold it.
+    name for a kind of file, such files never hold it. hf_part=(1, 3): the second third of a tensor's rows, as where
+    query, key and value are one. transposed: a Matrix that files hold as [in, out].
     """
-    return dataclasses.field(metadata={"tensor": TensorField(shape, gguf, hf, optional, tied)})
+    return dataclasses.field(metadata={"tensor": TensorField(shape, gguf, hf, optional, tied, hf_part, transposed)})
 
 
 def layers(module: type[Module], *, count: str, gguf: str = "", hf: str = "") -> Any:
@@ -166,7 +181,10 @@ class Step(Protocol):
 
     @property
     def positions(self) -> Array:
-        """[T] int32: each token's place in its own sequence, from 0."""
+        """[T] int32: each token's place in its own sequence, from 0.
+
+        For an architecture with several streams of positions [streams, T]; of text they are all equal.
+        """
 
     @property
     def cache(self) -> Sequence[LayerCache]:
@@ -186,6 +204,52 @@ class Model(Protocol):
         """Return the logits of chosen rows of `forward`'s result. x: [N, D]; result: [N, V]."""
 
 
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A place in a prompt where rows of embeddings stand instead of tokens."""
+
+    count: int
+    atomic: bool = False  # all in one step, however long that makes it
+    both_ways: bool = False  # whether they see each other (then they are atomic); else each sees what is before it
+    positions: npt.NDArray[np.int32] | None = None  # [streams, count], from 0; None: one after the other
+    length: int | None = None  # positions until what follows; None: count
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One image, or the frames of a video, ready for the encoder, and what stands for it in a prompt."""
+
+    pixels: npt.NDArray[np.float32]  # in whatever shape the encoder wants them
+    parts: tuple[str | Rows, ...]  # text, control tokens written out, and the encoder's rows in their order
+    grid: tuple[int, ...] = ()  # what else the encoder has to know of it
+
+
+class Encoder(Module):
+    """Base of what makes rows of embeddings out of pictures: processor, encoder and projector of one architecture."""
+
+    marker: str  # what chat templates write where an image belongs
+    placeholder: str  # the control token whose id stands for a row; if the vocabulary lacks it, id 0 does
+    together: int = 1  # images that one call of `encode` may be given
+
+    def prepare(self, picture: Picture) -> Prepared:
+        """Return an image as the model was trained to see it. Pure; called in threads; reads only the config.
+
+        Raises BadRequest for an image that the model cannot read, such as one of an absurd shape.
+        """
+        raise NotImplementedError
+
+    def prepare_video(self, frames: Sequence[Picture]) -> Prepared:
+        """Return a video. Raises BadRequest if there is no such thing, or for frames that do not fit together."""
+        raise BadRequest("this model reads images, not videos")
+
+    def encode(self, images: Sequence[Prepared]) -> Generator[None, None, Sequence[Array]]:
+        """Return the rows of each image, [rows, D]. Yields wherever others may have their turn: every layer or two."""
+        raise NotImplementedError
+
+
 C = TypeVar("C")
 
 
@@ -199,6 +263,12 @@ class Architecture:
     model: type[Module]  # also a Model
     cache: Callable[[Any], list[CacheLayer]]  # the layout, from the config
     stop_tokens: tuple[str, ...] = ()  # control tokens that end a reply besides those the file names
+    vision: type[Encoder] | None = None
+    # Its constructors are those of a Config, and return None for files without images.
+    vision_config: type[Any] | None = None
+    streams: int = 1  # of positions
+    # How checkpoints may begin a name, and what the names in this architecture's tables begin with instead.
+    prefixes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.gguf and not self.hf:
@@ -206,8 +276,11 @@ class Architecture:
         for kind, names in (("gguf", self.gguf), ("hf", self.hf)):
             if isinstance(names, str):
                 raise TypeError(f"{kind}={names!r} is one text, expected a tuple of names: ({names!r},)")
-            if names and not hasattr(self.config, f"from_{kind}"):
-                raise TypeError(f"{self.config.__name__} needs a from_{kind}: the architecture answers to {names[0]}")
+            for config in (self.config, self.vision_config):
+                if names and config is not None and not hasattr(config, f"from_{kind}"):
+                    raise TypeError(f"{config.__name__} needs a from_{kind}: the architecture answers to {names[0]}")
+        if (self.vision is None) != (self.vision_config is None):
+            raise TypeError("vision and vision_config belong together")
 
     @property
     def name(self) -> str:

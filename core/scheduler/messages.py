@@ -19,10 +19,31 @@ FinishReason = Literal["stop", "length", "cancelled"]
 FailureKind = Literal["bad_request", "bad_model", "internal"]
 
 
+class Media(msgspec.Struct, frozen=True):
+    """An image file; several frames are a video."""
+
+    frames: list[bytes]
+
+
+class Sight(msgspec.Struct, frozen=True):
+    """What stands for media in a prompt: text, control tokens written out, and numbers of rows in place of tokens."""
+
+    parts: list[str | int]
+    placeholder: int  # the token id to put in place of each row
+
+
+class Placed(msgspec.Struct, frozen=True):
+    """Media in a prompt."""
+
+    media: Media
+    at: list[int]  # where in the prompt each of its stretches of rows begins
+
+
 class Generate(msgspec.Struct, frozen=True, kw_only=True):
     """Start one reply. Raises BadRequest for numbers below the least that has a meaning."""
 
     prompt: list[int]
+    media: list[Placed] = []  # in the order of the prompt
     sampling: SamplingParams = SamplingParams()
     stop: list[str] = []
     max_tokens: int | None = None  # None: until the model stops or the context ends the reply

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import RunnerDied
-from .messages import Finished, Generate, Piece
+from .messages import Finished, Generate, Media, Piece, Sight
 from .stats import EngineStats
 
 
@@ -19,7 +19,8 @@ class RunnerFacts:
     context_length: int  # tokens the model was trained for
     vocabulary: int
     weight_bytes: int  # the draft's included
-    media: frozenset[str] = frozenset()  # kinds of media it reads: "image", ...
+    media: frozenset[str] = frozenset()  # kinds of media it reads: "image", "video"
+    image_marker: str = ""  # what the model's own chat template writes where an image belongs
 
 
 class Runner(Protocol):
@@ -46,6 +47,12 @@ class Runner(Protocol):
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, control tokens written out. Raises BadRequest for ids outside the vocabulary."""
+
+    async def look(self, media: Media) -> Sight:
+        """Return what stands for media in a prompt. What is found out, and for a while the media, is kept.
+
+        Raises BadRequest for what is no image, too large, or of a kind that the model does not read.
+        """
 
     def generate(self, request: Generate) -> AsyncGenerator[Piece | Finished, None]:
         """Yield the reply's pieces and, last, a Finished. Closing the generator cancels the reply and frees its slot.

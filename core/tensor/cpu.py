@@ -106,17 +106,18 @@ class CpuLoader:
         """precise: compute with float32 activations and exact weights, for comparisons with references."""
         self._precise, self._arena = precise, Arena()
 
-    def matrix(self, source: WeightSource, info: TensorInfo) -> AnyMatrix | Experts:
+    def matrix(self, source: WeightSource, info: TensorInfo, *, transposed: bool = False) -> AnyMatrix | Experts:
         """Return a [out, in] weight: packed if its format has a layout, else as it lies in the file.
 
-        With a dimension more, [experts, out, in], it is one for each expert.
+        With a dimension more, [experts, out, in], it is one for each expert. transposed: the file holds [in, out];
+        what is to be multiplied with is float32 then.
         """
         if len(info.shape) not in (2, 3):
             raise BadModel(f"{info.name} has {len(info.shape)} dimensions, expected 2, or 3 for experts")
-        plain = self._plain(source, info)
+        plain = _floats(self.array(source, info).T) if transposed else self._plain(source, info)
         parts = [plain] if len(info.shape) == 2 else plain.split(info.shape[0])
         kept: list[AnyMatrix] = list(parts)
-        if not self._precise and info.format.name in {*LAYOUTS, *WIDE_FORMATS}:
+        if not self._precise and (transposed or info.format.name in {*LAYOUTS, *WIDE_FORMATS}):
             kept = [packed_matrix(part, self._arena) for part in parts]
             source.release(info.name)
         return kept[0] if len(info.shape) == 2 else Experts(tuple(kept))
@@ -129,14 +130,18 @@ class CpuLoader:
         shape = (math.prod(info.shape[:-1]), info.shape[-1])
         if info.format.id in KINDS:
             return CpuMatrix(info.format, source.raw(info.name).reshape(shape[0], -1), shape)
-        wide = np.ascontiguousarray(decode_tensor(source.raw(info.name), info.format, info.shape))
-        data = wide.view(np.uint8).reshape(shape[0], -1)
-        data.flags.writeable = False  # kernels are compiled for read-only weights, as mapped files are
-        return CpuMatrix(by_name("F32"), data, shape)
+        return _floats(decode_tensor(source.raw(info.name), info.format, info.shape).reshape(shape))
 
     def array(self, source: WeightSource, info: TensorInfo) -> Floats:
         """Return a small tensor as float32, in memory of its own."""
         return decode_tensor(source.raw(info.name), info.format, info.shape)
+
+
+def _floats(numbers: Floats) -> CpuMatrix:
+    """Return a matrix of float32."""
+    data = np.ascontiguousarray(numbers).view(np.uint8)
+    data.flags.writeable = False  # kernels are compiled for read-only weights, as mapped files are
+    return CpuMatrix(by_name("F32"), data, (numbers.shape[0], numbers.shape[1]))
 
 
 def packed_matrix(rows: CpuMatrix, arena: Arena | None = None) -> PackedMatrix:
@@ -306,14 +311,23 @@ class CpuRotation:
 @ops.rotations.register(np.ndarray)
 def rotations(positions: npt.NDArray[np.int32], table: RopeTable) -> CpuRotation:
     """Return the turn of each position, computed in float32 as the references do."""
-    shape = len(positions), len(table.frequencies)
+    shape = positions.shape[-1], len(table.frequencies)
+    _check_streams(positions, table)
     rotation = CpuRotation(room(shape), room(shape), table)
     do(_turn, positions, table, rotation.cos, rotation.sin)
     return rotation
 
 
+def _check_streams(positions: npt.NDArray[np.int32], table: RopeTable) -> None:
+    streams = None if table.streams is None else int(table.streams.max()) + 1
+    if positions.ndim != (1 if streams is None else 2) or (streams is not None and len(positions) < streams):
+        expected = "[T]" if streams is None else f"[{streams}, T]"
+        raise BadModel(f"rotations: positions are {list(positions.shape)}, expected {expected}")
+
+
 def _turn(positions: npt.NDArray[np.int32], table: RopeTable, cos: Floats, sin: Floats) -> None:
-    angles = positions.astype(np.float32)[:, None] * table.frequencies
+    by = positions[:, None] if table.streams is None else positions[table.streams].T  # [T, 1 or n/2]
+    angles = by.astype(np.float32) * table.frequencies
     magnitude = np.float32(table.magnitude)
     np.multiply(np.cos(angles), magnitude, cos)
     np.multiply(np.sin(angles), magnitude, sin)

@@ -178,7 +178,10 @@ def conv_patches(pixels: Array, weight: Array, bias: Array | None = None) -> Arr
 
 @Operation
 def rotations(positions: Array, table: RopeTable) -> Rotation:
-    """Return the cosines and sines of positions, [T] int32, counted from the start of each sequence."""
+    """Return the cosines and sines of positions, [T] int32, counted from the start of each sequence.
+
+    For a table with sections: [streams, T].
+    """
 
 
 @Operation

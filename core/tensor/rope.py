@@ -7,6 +7,7 @@ Sources: RoFormer, arXiv:2104.09864, section 3; YaRN, arXiv:2309.00071, section 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -103,6 +104,7 @@ class RopeTable:
     frequencies: npt.NDArray[np.float32]  # [n/2] radians a position
     pairing: Pairing
     magnitude: float
+    streams: npt.NDArray[np.int64] | None = None  # [n/2], by which stream of positions each pair turns; None: by one
 
 
 def rope_table(
@@ -112,11 +114,14 @@ def rope_table(
     pairing: Pairing,
     scaling: Scaling | None = None,
     divisors: Any = None,
+    sections: Sequence[int] = (),
 ) -> RopeTable:
     """Return the table for heads whose first size dimensions turn.
 
     divisors: [size/2] float32, the ready-made scaling that GGUF files carry as `rope_freqs.weight`, instead of scaling.
-    Raises BadModel if size is odd or a divisor is not positive.
+    sections: how many pairs turn by the first stream of positions, by the second, and so on (M-RoPE, arXiv:2409.12191,
+    section 2.1); frequencies run on from one section to the next. Raises BadModel if size is odd, a divisor is not
+    positive, or sections do not cover the pairs.
     """
     if size % 2:
         raise BadModel(f"rotary embeddings turn pairs of dimensions, and {size} is odd")
@@ -129,7 +134,22 @@ def rope_table(
         raise BadModel("rope_freqs.weight holds a divisor that is not a positive number")
     else:
         theta = theta / given
-    return RopeTable(theta.astype(np.float32), pairing, scaling.magnitude)
+    streams = np.repeat(np.arange(len(sections)), sections) if sections else None
+    if streams is not None and len(streams) != len(theta):
+        raise BadModel(f"rotary sections {list(sections)} cover {len(streams)} pairs, expected {len(theta)}")
+    return RopeTable(theta.astype(np.float32), pairing, scaling.magnitude, streams)
+
+
+def grid_rope_table(size: int, *, base: float, axes: int = 2) -> RopeTable:
+    """Return the table for heads of patches of a picture, whose pairs turn by the row, then by the column.
+
+    Each axis has size / 2 / axes frequencies of its own, from 1 downwards. Raises BadModel if size does not divide.
+    """
+    each, rest = divmod(size, 2 * axes)
+    if rest:
+        raise BadModel(f"rotary embeddings of {axes} axes need heads of a multiple of {2 * axes}, and {size} is none")
+    theta = base ** (-np.arange(each, dtype=np.float64) / each)
+    return RopeTable(np.tile(theta, axes).astype(np.float32), "split", 1.0, np.repeat(np.arange(axes), each))
 
 
 def scaling_from_gguf(keys: Keys) -> Scaling:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import BadModel
 from .blocks import BlockFormat
 
 
@@ -51,3 +52,32 @@ class WeightSource(Protocol):
 
     def close(self) -> None:
         """Give the memory maps back. Arrays from `raw` must not be used afterwards."""
+
+
+class PartOfTensor:
+    """A source in which one tensor is only the i-th of n equal parts of its rows (`WeightSource`)."""
+
+    def __init__(self, whole: WeightSource, name: str, part: int, of: int) -> None:
+        info = whole.tensors[name]
+        rows, uneven = divmod(info.shape[0], of)
+        if uneven:
+            raise BadModel(f"{name} has {info.shape[0]} rows, expected {of} equal parts")
+        self.kind, self.metadata = whole.kind, whole.metadata
+        self.tensors = {name: replace(info, shape=(rows, *info.shape[1:]), nbytes=info.nbytes // of)}
+        self._whole, self._part, self._of = whole, part, of
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return the bytes of the part."""
+        raw = self._whole.raw(name)
+        rows = len(raw) // self._of
+        return raw[self._part * rows : self._part * rows + rows]
+
+    def release(self, name: str) -> None:
+        """Do nothing: other parts may still be needed."""
+
+    def side_file(self, name: str) -> bytes | None:
+        """Return a file of the whole."""
+        return self._whole.side_file(name)
+
+    def close(self) -> None:
+        """Do nothing: the whole is closed."""
