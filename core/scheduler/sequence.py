@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
 
 from ..errors import ContextTooLong
 from ..memory.blocks import BlockTable
-from ..protocols import Grammar
+from ..protocols import Grammar, Tokenizer
 from ..tensor.sampling import Sampler
 from .guess import Guesser
-from .messages import Event, Generate
+from .logprobs import sampled_logprob
+from .messages import Event, Finished, FinishReason, Generate, Piece
 from .reply import Reply
 
 
@@ -82,8 +87,24 @@ class Sequence:
         if self.guesser is not None:
             self.guesser.close()
 
+    def take(self, token: int, logits: npt.NDArray[np.float32], tokenizer: Tokenizer) -> None:
+        """Take a sampled token: its text goes out, and `reply.reason` says whether it was the last one.
+
+        logits: [V], that it was sampled from; tokenizer: to name tokens whose log probabilities were asked for.
+        """
+        self.first_token_ns = self.first_token_ns or time.perf_counter_ns()
+        reply, top = self.reply, self.request.logprobs
+        if self.grammar is not None and token not in reply.stop_ids:
+            self.grammar.accept(token)
+        logprob = None if top is None else partial(sampled_logprob, tokenizer, logits, token, top)
+        self._send(reply.push(token, logprob))
+        if reply.reason is None and self.grammar is not None and self.grammar.ended:
+            self._send(reply.end("stop"))
+        if reply.reason is None and not self.append(token):
+            self._send(reply.end("length"))
+
     def append(self, token: int) -> bool:
-        """Take a sampled token; False if it does not fit and the request forbids shifting.
+        """Go on behind a token; False if it does not fit and the request forbids shifting.
 
         A shift drops half of what follows the first num_keep tokens. The rest is computed anew at its new positions,
         which is exact where moving cached keys would not be.
@@ -102,3 +123,26 @@ class Sequence:
         self.table.clear()
         self.table.adopt(self.tokens)
         return True
+
+    def finished(self, reason: FinishReason) -> Finished:
+        """Return the last message of a reply that ends now."""
+        now = time.perf_counter_ns()
+        first = self.first_token_ns or now
+        return Finished(
+            reason=reason,
+            prompt_tokens=self.prompt_tokens,
+            prompt_ns=first - self.started_ns,
+            tokens=self.reply.tokens,
+            decode_ns=now - first,
+            truncated=self.truncated,
+            shifted=self.shifted,
+            cached_tokens=self.cached_tokens,
+            queue_ns=(self.begun_ns or now) - self.started_ns,
+            guessed=self.guessed,
+            accepted=self.accepted,
+            preempted=self.preempted,
+        )
+
+    def _send(self, piece: Piece | None) -> None:
+        if piece is not None:
+            self.emit(piece)
