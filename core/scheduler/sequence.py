@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ContextTooLong
 from ..memory.blocks import BlockTable
 from ..protocols import Grammar, Tokenizer
 from ..tensor.sampling import Sampler
@@ -17,14 +16,6 @@ from .guess import Guesser
 from .logprobs import sampled_logprob
 from .messages import Event, Finished, FinishReason, Generate, Piece
 from .reply import Reply
-
-
-def truncate(prompt: list[int], *, limit: int, keep: int) -> list[int]:
-    """Return the first keep tokens and as many of the last as fit in limit; keep below 0 means as many as can be."""
-    if len(prompt) <= limit:
-        return prompt
-    head = limit - 1 if keep < 0 else min(keep, limit - 1)
-    return prompt[:head] + prompt[len(prompt) - (limit - head) :]
 
 
 class Sequence:
@@ -40,10 +31,8 @@ class Sequence:
         guesser: Guesser | None = None,
         grammar: Grammar | None = None,
     ) -> None:
-        if len(request.prompt) > request.num_ctx and not request.truncate:
-            raise ContextTooLong(tokens=len(request.prompt), limit=request.num_ctx)
         self.request, self.reply, self.table, self.emit = request, reply, table, emit
-        self.tokens = list(truncate(request.prompt, limit=request.num_ctx, keep=request.num_keep))
+        self.tokens = list(request.prompt)
         self.prompt_tokens = len(self.tokens)
         self.sampler = Sampler(request.sampling)
         self.client = request.client
@@ -74,11 +63,6 @@ class Sequence:
         """Tokens that may be guessed to follow the last one: what the context holds, and the request allows."""
         room, most = self.request.num_ctx - len(self.tokens), self.request.guess
         return room if most is None else min(room, most)
-
-    @property
-    def truncated(self) -> int:
-        """Prompt tokens that were cut on entry."""
-        return len(self.request.prompt) - self.prompt_tokens
 
     def put_down(self) -> None:
         """Give back all memory: it has ended, or will be computed again from its tokens."""
@@ -134,7 +118,7 @@ class Sequence:
             prompt_ns=first - self.started_ns,
             tokens=self.reply.tokens,
             decode_ns=now - first,
-            truncated=self.truncated,
+            truncated=self.request.truncated,
             shifted=self.shifted,
             cached_tokens=self.cached_tokens,
             queue_ns=(self.begun_ns or now) - self.started_ns,
