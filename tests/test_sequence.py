@@ -132,6 +132,23 @@ def test_a_reply_that_must_not_shift_ends_at_the_limit():
     assert sequence.shifted == 0
 
 
+def test_what_was_computed_before_is_known_when_it_is_computed_again():
+    sequence = made(range(10), num_ctx=100)
+    sequence.table.length = 8
+    assert sequence.again(2) == 0
+    sequence.put_down()
+    assert [sequence.again(count) for count in (3, 8, 10)] == [3, 8, 8]
+    sequence.table.length = 5
+    sequence.put_down()  # once more, before it was as far as the first time
+    sequence.table.length = 6
+    assert [sequence.again(count) for count in (1, 4)] == [1, 2]
+
+
+def test_what_a_shift_keeps_is_computed_again_but_for_the_latest_token():
+    sequence = grown(range(8), [100], num_ctx=8, num_keep=2)
+    assert (sequence.unread, sequence.again(6)) == (6, 5)
+
+
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(-2, 15), st.integers(1, 60))
 def test_a_reply_of_any_length_stays_within_its_context(prompt, num_ctx, keep, reply):
     sequence = made(range(prompt), num_ctx=num_ctx, num_keep=keep)

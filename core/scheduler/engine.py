@@ -204,6 +204,7 @@ class Engine:
         if not shares:
             return
         try:
+            self._counts.recomputed_tokens += sum(share.sequence.again(len(share.tokens)) for share in shares)
             masks = self._chooser.begin(shares)
             logits = self._timed_forward(shares)
             self._chooser.choose(shares, logits, masks)

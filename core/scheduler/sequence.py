@@ -40,6 +40,7 @@ class Sequence:
         self.guess: list[int] = []  # what may follow the last token, to be checked in one step
         self.guessed = self.accepted = self.learned = 0  # guesses checked, come true, and known to the guesser
         self.cached_tokens = 0  # of the prompt, when the reply first began
+        self.known = 0  # leading tokens that were computed before their blocks were given back
         self.shifted = 0
         self.preempted = 0  # times its blocks were given to others
         self.started_ns = time.perf_counter_ns()
@@ -64,8 +65,13 @@ class Sequence:
         room, most = self.request.num_ctx - len(self.tokens), self.request.guess
         return room if most is None else min(room, most)
 
+    def again(self, count: int) -> int:
+        """Return how many of the next tokens to compute, of so many, were computed before."""
+        return max(0, min(count, self.known - self.table.length))
+
     def put_down(self) -> None:
         """Give back all memory: it has ended, or will be computed again from its tokens."""
+        self.known = max(self.known, self.table.length)
         self.table.clear()
         self.guess = []
         if self.guesser is not None:
@@ -104,6 +110,7 @@ class Sequence:
         drop = max(1, (limit - keep) // 2)
         del self.tokens[keep : keep + drop]
         self.shifted += drop
+        self.known = len(self.tokens) - 1
         self.table.clear()
         self.table.adopt(self.tokens)
         return True
