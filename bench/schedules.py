@@ -227,7 +227,7 @@ class Steady:
     def learn(self, growing: int, guessed: int, prompt: int, seconds: float) -> None:
         """Look at no clock."""
 
-    def room(self, growing: int) -> int:
+    def room(self, growing: int, spent: float = 0.0) -> int:
         """Return how many tokens of prompts may join a step."""
         return self.width
 

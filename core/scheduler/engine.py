@@ -187,7 +187,8 @@ class Engine:
                 sequence.guess = []
                 continue
             sequence.guess = self._guess(sequence, sequence.guesser, most, cost)
-        return self._scheduler.plan(room)
+        late = self._draft.begin_step() if self._draft else 0.0
+        return self._scheduler.plan(self._pace.room(len(growing), late))
 
     def _guess(self, sequence: Sequence, guesser: Guesser, most: int, cost: float) -> list[int]:
         """Return what may follow; nothing, from now on, if the guesser fails: no reply needs it."""
