@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import BadRequest
+from ..errors import BadRequest, ContextTooLong
 from ..tensor.sampling import SamplingParams
 
 VERSION = 1  # of everything that crosses a socket
@@ -19,8 +19,19 @@ FinishReason = Literal["stop", "length", "cancelled"]
 FailureKind = Literal["bad_request", "bad_model", "internal"]
 
 
+def cut(prompt: list[int], *, limit: int, keep: int) -> list[int]:
+    """Return the first keep tokens and as many of the last as fit in limit; keep below 0 means as many as can be."""
+    if len(prompt) <= limit:
+        return prompt
+    head = limit - 1 if keep < 0 else min(keep, limit - 1)
+    return prompt[:head] + prompt[len(prompt) - (limit - head) :]
+
+
 class Generate(msgspec.Struct, frozen=True, kw_only=True):
-    """Start one reply. Raises BadRequest for numbers below the least that has a meaning."""
+    """Start one reply. A prompt that is too long is cut at once, so that nobody has to hold or send what is not read.
+
+    Raises BadRequest for numbers below the least that has a meaning, ContextTooLong for a prompt that must not be cut.
+    """
 
     prompt: list[int]
     sampling: SamplingParams = SamplingParams()
@@ -35,12 +46,18 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     schema: str | None = None  # the text of a JSON Schema that the reply must follow; None: it is free
     logprobs: int | None = None  # None: none; k: the token's own log probability and the k likeliest
     client: str = ""  # who asks: places are dealt out evenly among clients
+    truncated: int = 0  # tokens that were cut from the prompt
 
     def __post_init__(self) -> None:
         for name, low in (("num_ctx", 1), ("num_batch", 1), ("max_tokens", 1), ("logprobs", 0), ("guess", 0)):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise BadRequest(f"{name} is {value}: expected a whole number from {low}")
+        if (excess := len(self.prompt) - self.num_ctx) > 0:
+            if not self.truncate:
+                raise ContextTooLong(tokens=len(self.prompt), limit=self.num_ctx)
+            msgspec.structs.force_setattr(self, "prompt", cut(self.prompt, limit=self.num_ctx, keep=self.num_keep))
+            msgspec.structs.force_setattr(self, "truncated", self.truncated + excess)
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
-from ..errors import ContextTooLong
+import numpy as np
+import numpy.typing as npt
+
 from ..memory.blocks import BlockTable
-from ..protocols import Grammar
+from ..protocols import Grammar, Tokenizer
 from ..tensor.sampling import Sampler
 from .guess import Guesser
-from .messages import Event, Generate
+from .logprobs import sampled_logprob
+from .messages import Event, Finished, FinishReason, Generate, Piece
 from .reply import Reply
-
-
-def truncate(prompt: list[int], *, limit: int, keep: int) -> list[int]:
-    """Return the first keep tokens and as many of the last as fit in limit; keep below 0 means as many as can be."""
-    if len(prompt) <= limit:
-        return prompt
-    head = limit - 1 if keep < 0 else min(keep, limit - 1)
-    return prompt[:head] + prompt[len(prompt) - (limit - head) :]
 
 
 class Sequence:
@@ -35,10 +31,8 @@ class Sequence:
         guesser: Guesser | None = None,
         grammar: Grammar | None = None,
     ) -> None:
-        if len(request.prompt) > request.num_ctx and not request.truncate:
-            raise ContextTooLong(tokens=len(request.prompt), limit=request.num_ctx)
         self.request, self.reply, self.table, self.emit = request, reply, table, emit
-        self.tokens = list(truncate(request.prompt, limit=request.num_ctx, keep=request.num_keep))
+        self.tokens = list(request.prompt)
         self.prompt_tokens = len(self.tokens)
         self.sampler = Sampler(request.sampling)
         self.client = request.client
@@ -46,6 +40,7 @@ class Sequence:
         self.guess: list[int] = []  # what may follow the last token, to be checked in one step
         self.guessed = self.accepted = self.learned = 0  # guesses checked, come true, and known to the guesser
         self.cached_tokens = 0  # of the prompt, when the reply first began
+        self.known = 0  # leading tokens that were computed before their blocks were given back
         self.shifted = 0
         self.preempted = 0  # times its blocks were given to others
         self.started_ns = time.perf_counter_ns()
@@ -70,20 +65,36 @@ class Sequence:
         room, most = self.request.num_ctx - len(self.tokens), self.request.guess
         return room if most is None else min(room, most)
 
-    @property
-    def truncated(self) -> int:
-        """Prompt tokens that were cut on entry."""
-        return len(self.request.prompt) - self.prompt_tokens
+    def again(self, count: int) -> int:
+        """Return how many of the next tokens to compute, of so many, were computed before."""
+        return max(0, min(count, self.known - self.table.length))
 
     def put_down(self) -> None:
         """Give back all memory: it has ended, or will be computed again from its tokens."""
+        self.known = max(self.known, self.table.length)
         self.table.clear()
         self.guess = []
         if self.guesser is not None:
             self.guesser.close()
 
+    def take(self, token: int, logits: npt.NDArray[np.float32], tokenizer: Tokenizer) -> None:
+        """Take a sampled token: its text goes out, and `reply.reason` says whether it was the last one.
+
+        logits: [V], that it was sampled from; tokenizer: to name tokens whose log probabilities were asked for.
+        """
+        self.first_token_ns = self.first_token_ns or time.perf_counter_ns()
+        reply, top = self.reply, self.request.logprobs
+        if self.grammar is not None and token not in reply.stop_ids:
+            self.grammar.accept(token)
+        logprob = None if top is None else partial(sampled_logprob, tokenizer, logits, token, top)
+        self._send(reply.push(token, logprob))
+        if reply.reason is None and self.grammar is not None and self.grammar.ended:
+            self._send(reply.end("stop"))
+        if reply.reason is None and not self.append(token):
+            self._send(reply.end("length"))
+
     def append(self, token: int) -> bool:
-        """Take a sampled token; False if it does not fit and the request forbids shifting.
+        """Go on behind a token; False if it does not fit and the request forbids shifting.
 
         A shift drops half of what follows the first num_keep tokens. The rest is computed anew at its new positions,
         which is exact where moving cached keys would not be.
@@ -99,6 +110,30 @@ class Sequence:
         drop = max(1, (limit - keep) // 2)
         del self.tokens[keep : keep + drop]
         self.shifted += drop
+        self.known = len(self.tokens) - 1
         self.table.clear()
         self.table.adopt(self.tokens)
         return True
+
+    def finished(self, reason: FinishReason) -> Finished:
+        """Return the last message of a reply that ends now."""
+        now = time.perf_counter_ns()
+        first = self.first_token_ns or now
+        return Finished(
+            reason=reason,
+            prompt_tokens=self.prompt_tokens,
+            prompt_ns=first - self.started_ns,
+            tokens=self.reply.tokens,
+            decode_ns=now - first,
+            truncated=self.request.truncated,
+            shifted=self.shifted,
+            cached_tokens=self.cached_tokens,
+            queue_ns=(self.begun_ns or now) - self.started_ns,
+            guessed=self.guessed,
+            accepted=self.accepted,
+            preempted=self.preempted,
+        )
+
+    def _send(self, piece: Piece | None) -> None:
+        if piece is not None:
+            self.emit(piece)

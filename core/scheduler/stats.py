@@ -11,6 +11,7 @@ class EngineStats(msgspec.Struct, kw_only=True):
     steps: int = 0
     step_ns: int = 0  # in the forward pass
     prompt_tokens: int = 0  # computed
+    recomputed_tokens: int = 0  # of those, not for the first time: behind a preemption, or a dropped middle
     cached_tokens: int = 0  # of prompts, that need not be computed
     sampled_tokens: int = 0
     guessed_tokens: int = 0  # checked; not those that were computed for nothing because a reply ended
