@@ -163,7 +163,9 @@ class Kernel:
             plugins=self.settings.plugins,
             debug=self.settings.debug,
         )
-        return await LocalRunner.start(entry, load, timeout_s=self.settings.load_timeout)
+        return await LocalRunner.start(
+            entry, load, timeout_s=self.settings.load_timeout, step_timeout_s=self.settings.step_timeout
+        )
 
     async def _load_inline(self, model: ModelFiles) -> Runner:
         made = asyncio.to_thread(

@@ -233,6 +233,8 @@ class Encoder(Module):
     marker: str  # what chat templates write where an image belongs
     placeholder: str  # the control token whose id stands for a row; if the vocabulary lacks it, id 0 does
     together: int = 1  # images that one call of `encode` may be given
+    media: frozenset[str] = frozenset({"image"})  # what it reads: "image", "video"
+    most_atomic: int = 0  # rows that atomic `Rows` have at most
 
     def prepare(self, picture: Picture) -> Prepared:
         """Return an image as the model was trained to see it. Pure; called in threads; reads only the config.

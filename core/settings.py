@@ -55,6 +55,14 @@ def _patience(text: str) -> float | None:
     return parse_duration(text) or None
 
 
+def _long_patience(text: str) -> float | None:
+    """Return the same for what a runner's reports show, which come once a second."""
+    value = _patience(text)
+    if value is not None and value < 10.0:
+        raise ValueError(text)
+    return value
+
+
 def _level(text: str) -> int:
     """Return how much to log: a number, or a truth value as OLLAMA_DEBUG has it."""
     return int(text) if text in ("0", "1", "2") else int(_flag(text))
@@ -175,6 +183,11 @@ class Settings:
     load_timeout: float | None = _setting(
         _patience, 300.0, "how long a process may take to load its model; 0 or negative: as long as it takes",
         allowed="a duration such as 5m, 1h30m, 90s, or seconds", ollama=True,
+    )  # fmt: skip
+    step_timeout: float | None = _setting(
+        _long_patience, 600.0,
+        "how long a process may take for one step of its model; 0 or negative: as long as it takes",
+        allowed="a duration from 10s, such as 5m, 1h30m, 90s, or seconds",
     )  # fmt: skip
     num_batch: int = _setting(
         _count(1), 512, "tokens of all replies that one step computes", allowed="a whole number from 1"

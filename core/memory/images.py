@@ -82,36 +82,38 @@ class ImageCache:
                 self._nbytes(),
             )
 
-    def hold(self, key: bytes) -> Image | None:
-        """Return the image of that key, held; None if it is not known."""
+    def find(self, key: bytes) -> Image | None:
+        """Return the image of that key; None if it is not known."""
         with self._lock:
             image = self._images.get(key)
             if image is not None:
                 self._hits += 1
                 self._images.move_to_end(key)
-                image.holders += 1
             return image
 
     def add(self, key: bytes, prepared: Prepared) -> Image:
-        """Return a new image, held; or the one of that key, if another thread was faster."""
+        """Return a new image, or the one of that key if another thread was faster."""
         with self._lock:
             self._prepared += 1
             image = self._images.get(key) or Image(key, prepared)
-            image.holders += 1
             self._keep(image)
             return image
+
+    def hold(self, image: Image) -> None:
+        """Pin an image, once more."""
+        with self._lock:
+            image.holders += 1
+            self._keep(image)
 
     def release(self, image: Image) -> None:
         """Hold an image once less."""
         with self._lock:
             image.holders -= 1
-            self._make_room(0)
 
     def fill(self, image: Image, rows: Floats) -> None:
         """Give an image its rows; its pixels are not needed any more."""
         with self._lock:
             self._encoded += 1
-            self._images.pop(image.key, None)
             image.rows = rows
             image.prepared = Prepared(image.prepared.pixels[:0].copy(), image.prepared.parts, image.prepared.grid)
             self._keep(image)

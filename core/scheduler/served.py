@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import faulthandler
 import logging
 import os
 import select
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from ..errors import Failure, RunnerDied
 from ..kernel import find_plugins
+from .child import WHERE
 from .engine import BROKEN
 from .inline import InlineRunner, TextParts
 from .wire import (
@@ -50,6 +52,7 @@ def serve_runner(end: socket.socket, text: TextParts) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # a service manager sends them to everybody at once, ...
         signal.signal(number, signal.SIG_IGN)  # ... but the server lets replies end first, and then says Close
+    faulthandler.register(WHERE)
     end_with_server(end)
     asyncio.run(_serve(end, text))
 

@@ -131,10 +131,7 @@ class Spans:
             start, stop = min(start, span.start), max(stop, span.stop)
         return start, stop
 
-    def drop(self, start: int, stop: int) -> list[Span]:
-        """Move what stands behind tokens start..stop to their place; return the spans that go with them."""
-        gone = [span for span in self._spans if start <= span.start < stop]
+    def drop(self, start: int, stop: int) -> None:
+        """Forget spans in tokens start..stop, and move those behind to where these were."""
         kept = [span for span in self._spans if not start <= span.start < stop]
-        less = stop - start
-        self._set([replace(span, start=span.start - less) if span.start >= stop else span for span in kept])
-        return gone
+        self._set([replace(span, start=span.start - stop + start) if span.start >= stop else span for span in kept])

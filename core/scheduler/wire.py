@@ -2,8 +2,8 @@
 
 A frame is its length, 4 bytes, the highest first, and then one message. Both sides begin with `Hello`. Then the server
 sends `Load`, which is answered by `Ready` or, with the id 0, `Refused`. What follows carries an id: each `Ask` is
-answered by any number of `Said`, the last of them with a Finished, each `Tokenize` and `Detokenize` by one `Tokens` or
-`Text`, and each of the three may end in `Refused` instead. `Status` comes unasked, `Close` has no answer but the end.
+answered by any number of `Said`, the last of them with a Finished, each `Tokenize`, `Detokenize` and `Look` by one
+`Tokens`, `Text` or `Seen`, and each of these may end in `Refused` instead. `Status` comes unasked, `Close` has no answer but the end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 from .. import errors
 from ..errors import BadRequest, Failure
 from .engine import EngineOptions
-from .messages import VERSION, Finished, Generate, Piece
+from .messages import VERSION, Finished, Generate, Media, Piece, Sight
 from .runner import RunnerFacts
 from .stats import EngineStats
 
@@ -72,6 +72,13 @@ class Detokenize(msgspec.Struct, frozen=True, tag=True):
     tokens: list[int]
 
 
+class Look(msgspec.Struct, frozen=True, tag=True):
+    """Ask what stands for media in a prompt."""
+
+    id: int
+    media: Media
+
+
 class Close(msgspec.Struct, frozen=True, tag=True):
     """End every reply, say so, and exit."""
 
@@ -101,6 +108,13 @@ class Text(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     value: str
+
+
+class Seen(msgspec.Struct, frozen=True, tag=True):
+    """The answer to Look."""
+
+    id: int
+    value: Sight
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
