@@ -139,6 +139,7 @@ class Kernel:
             settings.num_parallel * settings.context_length,
             settings.precise,
             settings.speculate,
+            settings.image_cache,
         )
 
     @property

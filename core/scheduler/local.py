@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import Busy, Failure, RunnerDied
 from .child import Child
-from .messages import Finished, Generate, Piece
+from .messages import Finished, Generate, Media, Piece, Sight
 from .outbox import Outbox
 from .pulse import BEATS, Pulse
 from .runner import RunnerFacts
@@ -23,9 +23,11 @@ from .wire import (
     Detokenize,
     FromRunner,
     Load,
+    Look,
     Ready,
     Refused,
     Said,
+    Seen,
     Status,
     Text,
     Tokenize,
@@ -111,6 +113,11 @@ class LocalRunner:
         text: str = await self._call(Detokenize(next(self._ids), list(tokens)))
         return text
 
+    async def look(self, media: Media) -> Sight:
+        """Return what stands for media in a prompt. Raises BadRequest for what the model cannot read."""
+        sight: Sight = await self._call(Look(next(self._ids), media))
+        return sight
+
     async def generate(self, request: Generate) -> AsyncGenerator[Piece | Finished, None]:
         """Yield the reply's pieces and, last, a Finished."""
         self._check()
@@ -137,7 +144,7 @@ class LocalRunner:
         self._child.kill()
         await asyncio.wait([self._listening])
 
-    async def _call(self, message: Tokenize | Detokenize) -> Any:
+    async def _call(self, message: Tokenize | Detokenize | Look) -> Any:
         """Send a message and return the value it is answered with."""
         self._check()
         answer = self._calls[message.id] = asyncio.get_running_loop().create_future()
@@ -200,7 +207,7 @@ class LocalRunner:
                 outbox = self._replies.get(message.id)
                 if outbox is not None and not outbox.put(message.event):
                     self._channel.send_soon(Cancel(message.id))
-            case Tokens() | Text():
+            case Tokens() | Text() | Seen():
                 answer = self._calls.get(message.id)
                 if answer is not None and not answer.done():
                     answer.set_result(message.value)

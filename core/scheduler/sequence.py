@@ -142,8 +142,8 @@ class Sequence:
     def append(self, token: int) -> bool:
         """Go on behind a token; False if it does not fit and the request forbids shifting.
 
-        A shift drops half of what follows the first num_keep tokens, and never half an image. The rest is computed anew at its new positions,
-        which is exact where moving cached keys would not be.
+        A shift drops half of what follows the first num_keep tokens, and never half an image. The rest is computed anew
+        at its new positions, which is exact where moving cached keys would not be.
         """
         self.tokens.append(token)
         limit = self.request.num_ctx

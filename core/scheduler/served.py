@@ -30,9 +30,11 @@ from .wire import (
     Detokenize,
     FromServer,
     Load,
+    Look,
     Ready,
     Refused,
     Said,
+    Seen,
     Status,
     Text,
     Tokenize,
@@ -125,6 +127,8 @@ class _Served:
                 self._start(message.id, partial(self._tokenize, message))
             case Detokenize():
                 self._start(message.id, partial(self._detokenize, message))
+            case Look():
+                self._start(message.id, partial(self._look, message))
             case Cancel() if message.id in self._tasks:
                 self._tasks[message.id].cancel()
 
@@ -153,6 +157,9 @@ class _Served:
 
     async def _detokenize(self, message: Detokenize) -> None:
         await self._channel.send(Text(message.id, await self._runner.detokenize(message.tokens)))
+
+    async def _look(self, message: Look) -> None:
+        await self._channel.send(Seen(message.id, await self._runner.look(message.media)))
 
     async def _report(self) -> None:
         """Tell the server how things are while there is work, and once after it."""

@@ -3,7 +3,8 @@
 A frame is its length, 4 bytes, the highest first, and then one message. Both sides begin with `Hello`. Then the server
 sends `Load`, which is answered by `Ready` or, with the id 0, `Refused`. What follows carries an id: each `Ask` is
 answered by any number of `Said`, the last of them with a Finished, each `Tokenize`, `Detokenize` and `Look` by one
-`Tokens`, `Text` or `Seen`, and each of these may end in `Refused` instead. `Status` comes unasked, `Close` has no answer but the end.
+`Tokens`, `Text` or `Seen`, and each of these may end in `Refused` instead. `Status` comes unasked, `Close` has no
+answer but the end.
 """
 
 from __future__ import annotations
@@ -149,8 +150,8 @@ class Status(msgspec.Struct, frozen=True, tag=True):
     memory_bytes: int
 
 
-FromServer = Hello | Load | Ask | Cancel | Tokenize | Detokenize | Close
-FromRunner = Hello | Ready | Said | Tokens | Text | Refused | Status
+FromServer = Hello | Load | Ask | Cancel | Tokenize | Detokenize | Look | Close
+FromRunner = Hello | Ready | Said | Tokens | Text | Seen | Refused | Status
 
 Received = TypeVar("Received")
 
