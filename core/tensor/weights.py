@@ -27,7 +27,7 @@ def open_weights(files: Path | Mapping[str, Path]) -> WeightSource:
 
     A GGUF file is known by its first bytes and may be any one of its splits, which lie beside it. A mapping holds the
     original name of each file (names below the model's own folder have slashes) and where its bytes are. Where there
-    are both safetensors and GGUF files, the safetensors are the model. GGUF files that hold encoders of media are part of
+    are both safetensors and GGUF files, the safetensors are the model. GGUF files that hold encoders of media belong to
     the model beside them.
 
     Raises NotFound if there is no such file, BadFile if it is neither format or breaks the rules of its format.
