@@ -1,7 +1,8 @@
 """numba's cache of compiled kernels: used by one process at a time, and read without starting the compiler.
 
 The functions replaced here are numba's own and not part of its documented interface; what each does without them is
-said beside it.
+said beside it. With a version of numba that this was not tried with, only the documented ones are used, and a model takes
+some tenths of a second longer to load.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
+import numba
 from filelock import FileLock
 from numba.core import config
 from numba.core.caching import Cache, IndexDataCacheFile
@@ -23,11 +25,16 @@ _cache_file: Any = IndexDataCacheFile
 _library: Any = CPUCodeLibrary
 
 
+TRIED = ("0.68",)  # versions of numba whose inner functions are known to be as they are used here
+
+
 def keep_kernels_in(folder: Path) -> None:
     """Have compiled kernels kept in this folder from now on. To be called once, before the first is compiled."""
     config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
     for name in ("save", "load"):
         setattr(IndexDataCacheFile, name, _one_at_a_time(getattr(IndexDataCacheFile, name), folder))
+    if not numba.__version__.startswith(TRIED):
+        return
     Cache.load_overload = _load_overload  # type: ignore[method-assign]
     _library.serialize_using_object_code = _with_names(_library.serialize_using_object_code)
     _library._unserialize = staticmethod(_without_source)
