@@ -1,8 +1,8 @@
 """numba's cache of compiled kernels: used by one process at a time, and read without starting the compiler.
 
 The functions replaced here are numba's own and not part of its documented interface; what each does without them is
-said beside it. With a version of numba that this was not tried with, only the documented ones are used, and a model takes
-some tenths of a second longer to load.
+said beside it. With a version of numba that this was not tried with, only the lock remains, and loading a model takes
+some tenths of a second more.
 """
 
 from __future__ import annotations
