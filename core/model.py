@@ -151,8 +151,9 @@ class _Binder:
 
     def _tensor(self, made: Module, declared: TensorField, wanted: type, gguf: str, hf: str) -> Any:
         names = self._spellings(declared, gguf, hf)
-        found = next((self._names[name] for name in names if name in self._names), None)
         shape = tuple(_size(size, made.config) for size in declared.shape)
+        expected = shape[::-1] if declared.transposed else shape
+        found = self._found(names, expected)
         if found is None:
             if declared.tied is not None:
                 return getattr(made, declared.tied)
@@ -164,7 +165,6 @@ class _Binder:
         if declared.hf_part is not None and source.kind == "safetensors":
             source = PartOfTensor(source, found, *declared.hf_part)
             info = source.tensors[found]
-        expected = shape[::-1] if declared.transposed else shape
         if info.shape != expected:
             self._problems.append(f"{info.name} is {list(info.shape)}, expected {list(expected)}")
             return None
@@ -176,6 +176,12 @@ class _Binder:
             loaded = self._loader.array(source, info)
         self.nbytes += getattr(loaded, "nbytes", 0)
         return loaded
+
+    def _found(self, names: Sequence[str], shape: tuple[int | AnySize, ...]) -> str | None:
+        """Return the file's tensor of one of these names: the first that has this shape, or else the first."""
+        present = [self._names[name] for name in names if name in self._names]
+        fitting = [name for name in present if self._source.tensors[name].shape == shape]
+        return next(iter(fitting + present), None)
 
     def _spellings(self, declared: TensorField, gguf: str, hf: str) -> list[str]:
         names, prefix = (declared.gguf, gguf) if self._source.kind == "gguf" else (declared.hf, hf)

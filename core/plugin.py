@@ -109,8 +109,9 @@ def tensor(
 
     Annotate with Matrix what goes into `linear` and `embed` (kept in the file's own format), and with Array small
     vectors such as norms and biases (widened to float32). An optional one is None when the file has none. Without a
-    name for a kind of file, such files never hold it. hf_part=(1, 3): the second third of a tensor's rows, as where
-    query, key and value are one. transposed: a Matrix that files hold as [in, out].
+    name for a kind of file, such files never hold it; of several names the first whose tensor has the shape counts,
+    since files of different origin may even exchange names. hf_part=(1, 3): the second third of a tensor's rows, as
+    where query, key and value are one. transposed: a Matrix that files hold as [in, out].
     """
     return dataclasses.field(metadata={"tensor": TensorField(shape, gguf, hf, optional, tied, hf_part, transposed)})
 

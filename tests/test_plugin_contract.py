@@ -248,6 +248,40 @@ def test_a_size_that_the_config_leaves_open_is_the_file_s():
         load_halves(**{"both.weight": numbers(6, 5)})
 
 
+class Crossed(Module):
+    """Some files call each of two tensors what others call the other one."""
+
+    config: Config
+    up: Matrix = tensor("pairs", "width", gguf=("up", "down", "first"))
+    down: Matrix = tensor("width", "pairs", gguf=("down", "up", "second"))
+    bias: Array = tensor("pairs", gguf=("up.bias", "bias"))
+
+
+def load_crossed(**arrays):
+    metadata = {"general.architecture": "toy", "toy.block_count": 1, "toy.embedding_length": 4}
+    source = MemorySource("gguf", metadata, {name.replace("__", "."): array for name, array in arrays.items()})
+    return load_model(architecture(model=Crossed), source, CpuLoader(precise=True)).model
+
+
+@pytest.mark.parametrize("up, down", [("up", "down"), ("down", "up"), ("first", "second")])
+def test_of_several_names_the_first_whose_tensor_fits_counts(up, down, caplog):
+    model = load_crossed(**{up: numbers(2, 4), down: -numbers(4, 2)}, bias=numbers(2), up__bias=numbers(4))
+    np.testing.assert_array_equal(wide(model.up), numbers(2, 4))
+    np.testing.assert_array_equal(wide(model.down), -numbers(4, 2))
+    np.testing.assert_array_equal(model.bias, numbers(2))
+    assert "1 tensors are not used by this architecture: up.bias" in caplog.text
+
+
+def test_of_several_names_none_of_which_fits_the_first_is_complained_of():
+    with pytest.raises(BadModel) as caught:
+        load_crossed(up=numbers(2, 5), first=numbers(5, 2), bias=numbers(2))
+    message = str(caught.value)
+    assert "up is [2, 5], expected [2, 4]" in message
+    assert "up is [2, 5], expected [4, 2]" in message
+    with pytest.raises(BadModel, match=r"down or up or second is missing \(expected \[4, 2\]\)"):
+        load_crossed(first=numbers(2, 4), bias=numbers(2))
+
+
 class Look(msgspec.Struct):
     mean: float
 
