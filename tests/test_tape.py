@@ -11,11 +11,13 @@ from puna.core.tensor import (
     layer_norm,
     linear,
     moe,
+    pool_patches,
     project,
     rms_norm,
     rope,
     rope_table,
     rotations,
+    soft_cap,
 )
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import Experts
@@ -51,6 +53,8 @@ STEPS = {
     "project": lambda x: project(x, (Q, BIAS), (K, None))[1],
     "gated_mlp": lambda x: gated_mlp(x, UP, UP, DOWN),
     "activate": lambda x: activate(x, "gelu"),
+    "soft_cap": lambda x: soft_cap(x, 0.5),
+    "pool_patches": lambda x: pool_patches(x.reshape(6, 4, 8), 2),
     "moe": lambda x: moe(x, CHOSEN, SHARE, *EXPERTS),
     "rope": lambda x: rope(x.reshape(3, 4, 16), rotations(POSITIONS, TABLE)),
     "attend_all": lambda x: attend_all(x.reshape(3, 4, 16), x.reshape(3, 4, 16), x.reshape(3, 4, 16), scale=0.25),

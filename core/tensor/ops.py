@@ -125,6 +125,11 @@ def activate(x: Array, activation: Activation) -> Array:
 
 
 @Operation
+def soft_cap(x: Array, cap: float) -> Array:
+    """Return cap · tanh(x / cap), which no number leaves the range of. Source: Gemma 2, arXiv:2408.00118, section 2."""
+
+
+@Operation
 def mlp(
     x: Array,
     up: Matrix,
@@ -178,6 +183,14 @@ def conv_patches(pixels: Array, weight: Array, bias: Array | None = None) -> Arr
     pixels: [N, C, height, width]; weight: [D, C, patch height, patch width]; bias: [D]; result: [N, P, D], patches row
     by row. With frames before the height in both shapes, a patch spans several frames too. Raises BadModel if patches
     do not fill the image.
+    """
+
+
+@Operation
+def pool_patches(x: Array, size: int) -> Array:
+    """Return the average of each square of size x size patches. x: [rows, columns, D]; result: [rows', columns', D].
+
+    Raises BadModel if squares do not fill the image.
     """
 
 

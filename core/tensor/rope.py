@@ -173,9 +173,12 @@ def scaling_from_gguf(keys: Keys) -> Scaling:
     )
 
 
-def scaling_from_hf(keys: Keys) -> Scaling:
-    """Return the rule that a config.json's `rope_scaling` (or newer `rope_parameters`) describes."""
-    rule = keys.section("rope_scaling") or keys.section("rope_parameters")
+def scaling_from_hf(keys: Keys, rule: Keys | None = None) -> Scaling:
+    """Return the rule that a config.json's `rope_scaling` (or newer `rope_parameters`) describes.
+
+    rule: the section that describes it, where it has another name.
+    """
+    rule = rule or keys.section("rope_scaling") or keys.section("rope_parameters")
     if rule is None:
         return NoScaling()
     name = "rope_type" if "rope_type" in rule else "type"  # the older spelling
