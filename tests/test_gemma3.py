@@ -6,6 +6,7 @@ llama.cpp wants, and the single GGUF file that holds everything, which is writte
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 import re
@@ -28,6 +29,10 @@ from puna.core.model import LoadedModel, check_table, load_model, read_config, r
 from puna.core.pictures import Picture, open_picture
 from puna.core.plugin import Causal, Prepared, Window
 from puna.core.plugin import Rows as Place
+from puna.core.scheduler.engine import EngineOptions
+from puna.core.scheduler.inline import InlineRunner
+from puna.core.scheduler.messages import Media, Placed
+from puna.core.scheduler.plan import Limits
 from puna.core.tensor import Linear
 from puna.core.tensor.cpu import CpuLoader
 from puna.core.tensor.rope import NoScaling, Yarn
@@ -39,6 +44,7 @@ from puna.plugins.gemma3_vision import PanAndScan, Vision, VisionConfig
 from puna.text.tokenizers import open_tokenizer
 
 from .reference import FIXTURES, cases, expected
+from .test_engine import TEXT, reply
 
 ATOL = 1e-3  # what the reference states for engines that work in float32
 VL = FIXTURES / "gemma3-vl"
@@ -641,3 +647,19 @@ def test_what_stands_for_a_picture_becomes_the_tokens_of_the_reference(
         else:
             found += [row] * sum(part.count for part in parts if isinstance(part, Place))
     assert found == case["ids"]
+
+
+@pytest.mark.parametrize("step_tokens", [5, 512])
+@prompts
+def test_the_engine_replies_to_picture_files_as_the_reference_does(case: dict[str, Any], step_tokens: int) -> None:
+    files = {image["name"]: VL / image["file"] for image in cases("gemma3-vl")["images"]}
+    places = [(stops[0] - len(stops) + 1, len(stops)) for tokens, stops in pieces(case) if tokens[0] < 0]
+    media = [
+        Placed(Media([files[name].read_bytes()]), [place]) for name, place in zip(case["images"], places, strict=True)
+    ]
+    options = EngineOptions(Limits(step_tokens, 4), 2, "f32", 400, precise=True)
+    runner = InlineRunner(VL / "hf", [ARCHITECTURE], TEXT, options)
+    try:
+        assert reply(runner, case["ids"], media=media).tokens == case["greedy"]
+    finally:
+        asyncio.run(runner.close())
