@@ -59,3 +59,32 @@ def test_cached_kernels_run_without_the_compiler_and_others_can_still_be_compile
     assert run(counted, tmp_path) == ["3.0", "True"]
     assert run(counted + "; print(s.total(4), s.total.stats.cache_misses)", tmp_path)[:3] == ["3.0", "False", "4.0"]
     assert run("import some_kernels as s; print(s.total(5), len(s.total.stats.cache_misses))", tmp_path) == ["5.0", "0"]
+
+
+KERNELS_OF_RECORDS = """
+import numpy as np
+from puna.core.tensor.jit import kernel
+
+SHORT, LONG = np.dtype([("x", "i4")]), np.dtype([("before", "i4"), ("x", "i4")])
+
+@kernel
+def inner(records, last):  # calls itself twice, so that it does not become part of its caller
+    return 0 if last < 0 else records[last].x + inner(records, last - 1) + inner(records, last - 2)
+
+@kernel
+def outer(records):
+    return inner(records, len(records) - 1)
+
+def of(dtype):
+    records = np.zeros(9, dtype)
+    records["x"] = 1
+    return outer(records)
+"""
+
+
+def test_a_kernel_for_two_kinds_of_records_that_two_processes_compiled_is_two_kernels(tmp_path):
+    """If both had one name, the first that a process loads would run for the other kind too."""
+    (tmp_path / "some_kernels.py").write_text(KERNELS_OF_RECORDS)
+    for kinds in ("SHORT", "LONG", "SHORT LONG", "LONG SHORT"):
+        results = ", ".join(f"s.of(s.{kind})" for kind in kinds.split())
+        assert run(f"import some_kernels as s; print({results})", tmp_path) == ["88"] * len(kinds.split())

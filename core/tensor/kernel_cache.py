@@ -7,6 +7,7 @@ some tenths of a second more.
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 from filelock import FileLock
-from numba.core import config
+from numba.core import config, types
 from numba.core.caching import Cache, IndexDataCacheFile
 from numba.core.codegen import CPUCodeLibrary
 from numba.core.runtime import nrt, nrtdynmod
@@ -33,6 +34,7 @@ def keep_kernels_in(folder: Path) -> None:
     config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
     for name in ("save", "load"):
         setattr(IndexDataCacheFile, name, _one_at_a_time(getattr(IndexDataCacheFile, name), folder))
+    types.Record.mangling_args = property(_name_of_records)  # type: ignore[assignment, method-assign]
     if not numba.__version__.startswith(TRIED):
         return
     Cache.load_overload = _load_overload  # type: ignore[method-assign]
@@ -58,6 +60,15 @@ def _one_at_a_time(method: Any, folder: Path) -> Any:
             return method(self, *args)
 
     return locked
+
+
+def _name_of_records(kind: Any) -> tuple[str, tuple[int]]:
+    """Return what the names of compiled functions say of a kind of records: a hash of its fields.
+
+    numba says the number that the kind happens to have in its process. A kernel that two processes compile, each for
+    another kind, then gets one name, and a process that loads both runs the first for either: wrong results.
+    """
+    return "Record", (int.from_bytes(hashlib.sha256(str(kind).encode()).digest()[:8]),)
 
 
 def _load_overload(self: Any, signature: Any, context: Any) -> Any:
