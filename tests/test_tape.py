@@ -6,6 +6,7 @@ import pytest
 from puna.core.tensor import (
     activate,
     attend_all,
+    concat,
     gated_mlp,
     layer_norm,
     linear,
@@ -53,6 +54,7 @@ STEPS = {
     "moe": lambda x: moe(x, CHOSEN, SHARE, *EXPERTS),
     "rope": lambda x: rope(x.reshape(3, 4, 16), rotations(POSITIONS, TABLE)),
     "attend_all": lambda x: attend_all(x.reshape(3, 4, 16), x.reshape(3, 4, 16), x.reshape(3, 4, 16), scale=0.25),
+    "concat": lambda x: linear(concat(x, x[1:], rms_norm(x, NORM, 1e-6)), Q),
     "sum": lambda x: x + 2.0 * x + NORM * x,
     "part": lambda x: linear(x.reshape(3, 2, 32)[:, 1], HALF),
     "chain": lambda x: x + linear(rms_norm(x + linear(x, Q), NORM, 1e-6), Q),

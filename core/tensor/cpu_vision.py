@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ..errors import BadModel
 from . import ops
 from .activations import layer_norm_rows
-from .checks import expect
+from .checks import ANY, expect
 from .pointwise import activate_in_place
 from .tape import contiguous, room
 
@@ -52,6 +52,14 @@ def mlp(
     inner: Floats = ops.linear(x, up, biases[0])  # type: ignore[assignment]
     activate_in_place(inner, activation)
     return ops.linear(inner, down, biases[1])  # type: ignore[return-value]
+
+
+@ops.concat.register(np.ndarray)
+def concat(*parts: Floats) -> Floats:
+    """Return the rows of all parts, one below the other."""
+    for part in parts:
+        expect("concat: a part", part, (ANY, *parts[0].shape[1:]))
+    return np.concatenate(parts)
 
 
 @ops.conv_patches.register(np.ndarray)

@@ -203,8 +203,13 @@ def attend(q: Array, seen: Seen, *, scale: float, soft_cap: float | None = None)
 
 @Operation
 def attend_all(q: Array, k: Array, v: Array, *, scale: float, lengths: Sequence[int] | None = None) -> Array:
-    """Return softmax(scale · q·kᵀ) · v for each head, where all rows see each other: what encoders of images do.
+    """Return softmax(scale · q·kᵀ) · v for each head, where every row sees all others: what encoders of images do.
 
     With lengths, which add up to P, the rows are stretches of so many that see only themselves. q, k: [P, H, E];
-    v: [P, H, F]; result: [P, H · F].
+    v: [P, H, F]; result: [P, H · F]. Without lengths q may be some of the rows: a large image is attended to in parts.
     """
+
+
+@Operation
+def concat(*parts: Array) -> Array:
+    """Return the rows of all parts, one below the other, in memory of their own. parts: [rows, ...], one or more."""

@@ -20,7 +20,7 @@ BY_CALLS: tuple[ops.Operation[..., Any], ...] = (
     ops.attend,
 )  # fmt: skip
 AS_A_WHOLE: tuple[ops.Operation[..., Any], ...] = (
-    ops.activate, ops.mlp, ops.moe, ops.conv_patches, ops.attend_all,
+    ops.activate, ops.mlp, ops.moe, ops.conv_patches, ops.attend_all, ops.concat,
 )  # fmt: skip
 
 

@@ -179,8 +179,9 @@ def scaling_from_hf(keys: Keys) -> Scaling:
     if rule is None:
         return NoScaling()
     name = "rope_type" if "rope_type" in rule else "type"  # the older spelling
-    kind = rule.text(name, "default", allowed=("default", "linear", "llama3", "yarn"))
-    if kind == "default":
+    # "mrope" is how older configs say that there are sections, which are no scaling.
+    kind = rule.text(name, "default", allowed=("default", "linear", "llama3", "yarn", "mrope"))
+    if kind in ("default", "mrope"):
         return NoScaling()
     factor = rule.number("factor", low=1e-6, high=1e6)
     if kind == "linear":
