@@ -24,7 +24,7 @@ from .messages import VERSION, Finished, Generate, Media, Piece, Sight
 from .runner import RunnerFacts
 from .stats import EngineStats
 
-MAX_FRAME = 256 * 2**20  # bytes of one message: a request brings its pictures along
+MAX_FRAME = 128 * 2**20  # bytes of one message: a request brings its pictures along
 LENGTH = 4  # bytes in front of it
 
 

@@ -52,7 +52,7 @@ class WeightSource(Protocol):
         """Return a file that lies beside a checkpoint's weights (tokenizer.json, ...); None if there is none."""
 
     def close(self) -> None:
-        """Give the memory maps back. Arrays from `raw` must not be used afterwards."""
+        """Let go of the memory maps and the metadata. A map lives on as long as an array from `raw` shows it."""
 
 
 class PartOfTensor:
