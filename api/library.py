@@ -91,7 +91,9 @@ def _read_template(stored: StoredModel) -> PromptTemplate:
 
 
 def _files(stored: StoredModel) -> ModelFiles:
-    weights, draft = ([str(layer.digest) for layer in layers] for layers in (stored.weight_layers, stored.draft_layers))
-    alone = len(weights) == 1 and not draft
-    key = weights[0] if alone else Digest.of("\n".join([*weights, "draft", *draft]).encode())
-    return ModelFiles(key, stored.weights, stored.drafts)
+    groups = stored.weight_layers, stored.projector_layers, stored.draft_layers
+    weights, projectors, draft = ([str(layer.digest) for layer in layers] for layers in groups)
+    alone = len(weights) == 1 and not projectors and not draft
+    named = "\n".join([*weights, *projectors, "draft", *draft])
+    key = weights[0] if alone else Digest.of(named.encode())
+    return ModelFiles(key, {**stored.projectors, **stored.weights}, stored.drafts)

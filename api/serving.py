@@ -66,9 +66,9 @@ class Serving:
             text = await prompt.text(runner, self.context_length(runner, options.num_ctx))
             # Markers of control tokens count wherever they stand in the rendered text, a user's own words included:
             # templates write them as text, and the servers whose interface this is do the same.
-            tokens = await runner.tokenize(text, special=True)
+            order = self._order(runner, await runner.tokenize(text, special=True), options, wish)
             answer: list[str] = []
-            async with aclosing(runner.generate(self._order(runner, tokens, options, wish))) as events:
+            async with aclosing(runner.generate(order)) as events:
                 async for event in events:
                     if isinstance(event, Piece):
                         answer.append(event.text)

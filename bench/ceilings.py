@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from puna.core.tensor.jit import kernel
-from puna.core.tensor.simd import BYTES, CODES, INT, INTS, LANES, Emitter
+from puna.core.tensor.simd import BYTES, CODES, FLOAT, FLOATS, INT, INTS, LANES, Emitter
 from puna.core.tensor.team import TEAM, shared, use_threads
 from puna.core.tensor.threads import default_threads
 
@@ -123,11 +123,54 @@ def add_products(typing: Any, codes: Any, rounds: Any, sums: Any, sums_at: Any) 
     return types.void(codes, types.intp, sums, types.intp), emit
 
 
-def _registers(builder: Any, count: int) -> list[Any]:
+@intrinsic
+def add_float_products(typing: Any, numbers: Any, rounds: Any, sums: Any, sums_at: Any) -> Any:
+    """Run `rounds` times LEFT * RIGHT independent multiply-adds of vectors of float32."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder)
+        source = e.address(context, signature.args[0], args[0])
+        right = [e.splat(e.load(FLOAT, source, 4 * j)) for j in range(RIGHT)]
+        totals = _registers(builder, LEFT * RIGHT, FLOATS)
+        with cgutils.for_range(builder, args[1]) as loop:
+            place = builder.and_(loop.index, ir.Constant(loop.index.type, PLACES - 1))
+            place = e.move(source, place, LEFT * BYTES)
+            left = [e.load(FLOATS, place, i * BYTES) for i in range(LEFT)]
+            for i in range(LEFT):
+                for j in range(RIGHT):
+                    total = totals[i * RIGHT + j]
+                    builder.store(e.fma(left[i], right[j], builder.load(total)), total)
+        for total in totals[1:]:
+            builder.store(builder.fadd(builder.load(totals[0]), builder.load(total)), totals[0])
+        e.store(builder.load(totals[0]), e.address(context, signature.args[2], args[2], args[3], 4))
+        return context.get_dummy_value()
+
+    return types.void(numbers, types.intp, sums, types.intp), emit
+
+
+@kernel
+def multiply_floats(numbers, rounds, sums, thread):
+    """Have one thread run its rounds."""
+    add_float_products(numbers, rounds, sums, thread * LANES)
+
+
+share_floats = shared(multiply_floats)
+
+
+def float_ceiling(threads: int) -> float:
+    """Return the multiplications and additions of float32 that so many threads do in a second."""
+    use_threads(threads)
+    numbers = np.ones(PLACES * LEFT * BYTES, np.float32).view(np.uint8)
+    sums = np.zeros(threads * LANES, np.float32)
+    least = times(lambda: share_floats(TEAM.ready(), threads, (numbers, ROUNDS, sums)), SECONDS).least
+    return 2 * LANES * LEFT * RIGHT * ROUNDS * threads / least
+
+
+def _registers(builder: Any, count: int, kind: Any = INTS) -> list[Any]:
     """Return places for vectors of zeros, which the compiler turns into registers."""
-    places = [cgutils.alloca_once(builder, INTS) for _ in range(count)]
+    places = [cgutils.alloca_once(builder, kind) for _ in range(count)]
     for place in places:
-        builder.store(ir.Constant(INTS, [0] * LANES), place)
+        builder.store(ir.Constant(kind, [0] * LANES), place)
     return places
 
 

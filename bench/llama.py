@@ -9,6 +9,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -60,6 +61,11 @@ class LlamaModel:
             raise RuntimeError(f"llama.cpp makes no context of {context * sequences} tokens for {path}")
         self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+
+    @property
+    def handle(self) -> Any:
+        """The model, for the library's other functions."""
+        return self._model
 
     def clear(self) -> None:
         """Forget every sequence."""

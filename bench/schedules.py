@@ -227,17 +227,20 @@ class Steady:
     def learn(self, growing: int, guessed: int, prompt: int, seconds: float) -> None:
         """Look at no clock."""
 
-    def room(self, growing: int) -> int:
+    def room(self, growing: int, spent: float = 0.0) -> int:
         """Return how many tokens of prompts may join a step."""
         return self.width
 
 
-class Recorder(Engine):
-    """An engine that keeps the logits of every token it gives out."""
+class Recorded(Talk):
+    """A reply that keeps the logits of every token it is given."""
 
-    def _commit(self, sequence: Talk, logits: Floats, token: int) -> None:
-        sequence.spoken.add(token, logits)  # type: ignore[attr-defined]
-        super()._commit(sequence, logits, token)
+    spoken: Spoken
+
+    def take(self, token: int, logits: Floats, tokenizer: Any) -> None:
+        """Keep them, and go on as any reply."""
+        self.spoken.add(token, logits)
+        super().take(token, logits, tokenizer)
 
 
 class Stage:
@@ -286,8 +289,8 @@ class Play:
         self._over = threading.Event()
         options = EngineOptions(schedule.limits, threads, given.element, schedule.positions, given.precise)
         stage = Stage(given.loaded.model, self._on_step)
-        self.engine = Recorder(replace(given.loaded, model=stage), Text(), options=options)
-        self.engine._pace = Steady(schedule.cost, schedule.room)  # the thread waits for a first sequence yet
+        pace = Steady(schedule.cost, schedule.room)
+        self.engine = Engine(replace(given.loaded, model=stage), Text(), options=options, pace=pace)
         for tiles in self.engine._cache.tiles:
             for numbers in tiles:
                 numbers.view(np.uint8).fill(0xFF)  # NaN, as another's broken reply might leave behind
@@ -304,8 +307,9 @@ class Play:
         visit = outcome.visit
         self._present += 1
         reply = Reply(Text(), NoStops(), frozenset(), visit.request.max_tokens)
-        talk = Talk(visit.request, reply, self.engine.new_table(), lambda event: self._hear(outcome, event))
-        talk.guesser, talk.spoken = visit.guesser, outcome.spoken  # type: ignore[attr-defined]
+        table, emit = self.engine.new_table(), lambda event: self._hear(outcome, event)
+        talk = Recorded(visit.request, reply, table, emit, guesser=visit.guesser)
+        talk.spoken = outcome.spoken
         if visit.leaves is not None:
             self._leaving.append((visit.leaves, talk))
         self.engine.submit(talk)

@@ -139,6 +139,7 @@ class Kernel:
             settings.num_parallel * settings.context_length,
             settings.precise,
             settings.speculate,
+            settings.image_cache,
         )
 
     @property
@@ -163,7 +164,9 @@ class Kernel:
             plugins=self.settings.plugins,
             debug=self.settings.debug,
         )
-        return await LocalRunner.start(entry, load, timeout_s=self.settings.load_timeout)
+        return await LocalRunner.start(
+            entry, load, timeout_s=self.settings.load_timeout, step_timeout_s=self.settings.step_timeout
+        )
 
     async def _load_inline(self, model: ModelFiles) -> Runner:
         made = asyncio.to_thread(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform
 
 import numpy as np
 import numpy.typing as npt
@@ -230,9 +230,15 @@ class Prepared:
 class Encoder(Module):
     """Base of what makes rows of embeddings out of pictures: processor, encoder and projector of one architecture."""
 
-    marker: str  # what chat templates write where an image belongs
-    placeholder: str  # the control token whose id stands for a row; if the vocabulary lacks it, id 0 does
-    together: int = 1  # images that one call of `encode` may be given
+    marker: ClassVar[str]  # what chat templates write where an image belongs
+    placeholder: ClassVar[str]  # the control token whose id stands for a row; if the vocabulary lacks it, id 0 does
+    together: ClassVar[int] = 1  # images that one call of `encode` may be given
+    media: ClassVar[frozenset[str]] = frozenset({"image"})  # what it reads: "image", "video"
+
+    @property
+    def most_atomic(self) -> int:
+        """Rows that atomic `Rows` have at most."""
+        return 0
 
     def prepare(self, picture: Picture) -> Prepared:
         """Return an image as the model was trained to see it. Pure; called in threads; reads only the config.

@@ -85,7 +85,8 @@ class Grammars(Protocol):
     def open(self, schema: str) -> Grammar:
         """Return a new grammar for a reply that follows a JSON Schema. Takes a while: keep it off event loops.
 
-        Raises BadRequest for a text that is no schema, and for a schema that could not be followed to the letter.
+        Raises BadRequest for a text that is no schema, and for a schema that could not be followed to the letter; Busy
+        if the machine cannot find out just now.
         """
 
     def recall(self, schema: str) -> Grammar | None:

@@ -55,6 +55,27 @@ def _patience(text: str) -> float | None:
     return parse_duration(text) or None
 
 
+def _long_patience(text: str) -> float | None:
+    """Return the same for what a runner's reports show, which come once a second."""
+    value = _patience(text)
+    if value is not None and value < 10.0:
+        raise ValueError(text)
+    return value
+
+
+_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) *(?:([kmgt]?)b?|([kmgt])ib)", re.IGNORECASE)
+
+
+def _size(text: str) -> int:
+    """Return bytes: 512MiB, 1.5G, 1000000. Units are powers of 1024 whether or not they are written with an i."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    number, short, long = match.groups()
+    return int(float(number) * _UNITS[(long or short).lower()])
+
+
 def _level(text: str) -> int:
     """Return how much to log: a number, or a truth value as OLLAMA_DEBUG has it."""
     return int(text) if text in ("0", "1", "2") else int(_flag(text))
@@ -176,6 +197,11 @@ class Settings:
         _patience, 300.0, "how long a process may take to load its model; 0 or negative: as long as it takes",
         allowed="a duration such as 5m, 1h30m, 90s, or seconds", ollama=True,
     )  # fmt: skip
+    step_timeout: float | None = _setting(
+        _long_patience, 600.0,
+        "how long a process may take for one step of its model; 0 or negative: as long as it takes",
+        allowed="a duration from 10s, such as 5m, 1h30m, 90s, or seconds",
+    )  # fmt: skip
     num_batch: int = _setting(
         _count(1), 512, "tokens of all replies that one step computes", allowed="a whole number from 1"
     )
@@ -190,6 +216,10 @@ class Settings:
         allowed="f16, f32, q8_0 or q4_0",
         ollama=True,
     )
+    image_cache: int = _setting(
+        _size, 512 << 20, "bytes that each model keeps of pictures, and of what its encoder made of them",
+        allowed="a number of bytes, such as 1073741824, 512MiB or 1GB; 0: nothing is kept",
+    )  # fmt: skip
     speculate: bool = _setting(
         _flag, True, "guess tokens ahead where that makes replies faster; they stay the same", allowed="1 or 0"
     )

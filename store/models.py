@@ -111,6 +111,11 @@ class StoredModel:
         return self._layers(manifests.MODEL) or self._layers(manifests.CHECKPOINT)
 
     @property
+    def projector_layers(self) -> list[Layer]:
+        """The layers that hold encoders of media in files of their own."""
+        return self._layers(manifests.PROJECTOR)
+
+    @property
     def draft_layers(self) -> list[Layer]:
         """The layers that hold the small model that guesses ahead."""
         return self._layers(manifests.DRAFT)
@@ -123,7 +128,7 @@ class StoredModel:
     @cached_property
     def projectors(self) -> Mapping[str, Path]:
         """File name to path of each projector."""
-        return self._files(self._layers(manifests.PROJECTOR), "projector")
+        return self._files(self.projector_layers, "projector")
 
     @cached_property
     def adapters(self) -> Mapping[str, Path]:

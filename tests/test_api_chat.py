@@ -60,12 +60,14 @@ async def test_a_long_conversation_loses_its_oldest_turns_unless_that_is_forbidd
     async with running_server(tmp_path, runner) as live:
         await make_model(live.store, "demo", template=TEMPLATE)
         await ask(live, messages=turns, options={"num_ctx": 80})
-        await ask(live, messages=turns, options={"num_ctx": 80}, truncate=False)
-    short, whole = ("".join(map(chr, request.prompt)) for request in runner.seen)
-    assert short.startswith("[system]S") and short.endswith("[user]turn 8[assistant]")
-    assert len(short) <= 80 < len(whole)
-    assert "turn 7" in short and "turn 0" not in short
-    assert [request.truncate for request in runner.seen] == [True, False]
+        refused = await ask(live, messages=turns, options={"num_ctx": 80}, truncate=False)
+    assert runner.prompt.startswith("[system]S") and runner.prompt.endswith("[user]turn 8[assistant]")
+    assert len(runner.prompt) <= 80
+    assert "turn 7" in runner.prompt and "turn 0" not in runner.prompt
+    assert [request.truncated for request in runner.seen] == [0]  # turns went, and nothing was cut
+    whole = len("[system]S[assistant]ok" + "[user]turn 0[assistant]ok" * 9) - len("ok")
+    assert refused.status_code == 400
+    assert f"({whole} tokens, the limit is 80)" in refused.json()["error"]
 
 
 async def test_tool_results_in_the_history_reach_the_template(tmp_path):

@@ -81,9 +81,14 @@ def test_prompts_in_chunks(given, chunk):
 
 
 def test_replies_that_were_set_aside(given):
-    play = played(given, made(given, range(16), limits=Limits(64, 16), positions=1))
-    assert play.engine.stats.preemptions > 0
-    assert any(outcome.end.preempted for outcome in play.outcomes)
+    whole = [i for i, (request, _) in enumerate(prompts(given)) if request.num_ctx > 100]
+    play = played(given, made(given, whole * 2, limits=Limits(64, 32), positions=1))
+    stats, ends = play.engine.stats, [outcome.end for outcome in play.outcomes]
+    assert stats.preemptions == sum(end.preempted for end in ends) > 0
+    once = sum(end.prompt_tokens - end.cached_tokens for end in ends)
+    assert stats.recomputed_tokens > 0
+    # Whoever is set aside reads its latest token, which nobody has computed yet, together with those that were.
+    assert once <= stats.prompt_tokens - stats.recomputed_tokens <= once + stats.preemptions
 
 
 def test_beginnings_that_others_have_computed(given):
@@ -105,6 +110,7 @@ def test_contexts_that_fill_up(given):
     short = [i for i, (request, _) in enumerate(prompts(given)) if request.num_ctx < 100]
     play = played(given, made(given, short))
     assert all(outcome.end.shifted > 0 for outcome in play.outcomes)
+    assert play.engine.stats.recomputed_tokens > 0
 
 
 # ---- the judge -----------------------------------------------------------------------------------------------------

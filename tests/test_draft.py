@@ -2,17 +2,27 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from puna.core.errors import BadModel
+from puna.core.memory.cache import Capacity
+from puna.core.model import find_architecture, load_model
 from puna.core.scheduler import engine
+from puna.core.scheduler.draft import SHARE, DraftModel
 from puna.core.scheduler.engine import EngineOptions
+from puna.core.scheduler.guess import MOST
 from puna.core.scheduler.inline import InlineRunner, TextParts
 from puna.core.scheduler.messages import Generate, Piece
+from puna.core.scheduler.pace import LEAST, SLOWDOWN, Pace
 from puna.core.scheduler.plan import Limits
+from puna.core.tensor.cpu import CpuLoader
 from puna.core.tensor.sampling import SamplingParams
+from puna.core.tensor.weights import open_weights
 from puna.plugins import llama
 from puna.text.grammars import Grammars
 from puna.text.stops import StopStrings
@@ -27,12 +37,12 @@ TEXT = TextParts(open_tokenizer, StopStrings, Grammars)
 class Steady:
     """A pace at which guesses always pay, so that what is guessed does not depend on the clock (`Pace`)."""
 
-    cost, seconds = 0.0, 0.0
+    cost, seconds, spare = 0.0, 0.0, 1e9
 
     def learn(self, growing, guessed, prompt, seconds):
         pass
 
-    def room(self, growing):
+    def room(self, growing, spent=0.0):
         return 64
 
 
@@ -83,6 +93,63 @@ def test_a_draft_follows_a_context_that_drops_its_middle():
     assert drafted[0][0] == plain[0][0]
     assert drafted[0][1].shifted == plain[0][1].shifted > 0
     assert drafted[0][1].accepted > 0
+
+
+# ---- reading what the reply began with ------------------------------------------------------------------------------
+
+EACH_S, STEP_S = 0.001, 0.1  # what the small model takes for a token, and a step of the large one
+
+
+class Timed:
+    """A model whose every token takes EACH_S of a clock of its own."""
+
+    def __init__(self, model):
+        self._model, self.now, self.reads = model, 0.0, []
+        self.embed, self.logits = model.embed, model.logits
+
+    def forward(self, x, step):
+        self.now += EACH_S * len(x)
+        self.reads.append(len(x))
+        return self._model.forward(x, step)
+
+
+def timed_draft():
+    """A draft model beside a large one whose steps are known, and what tells its time."""
+    source = open_weights(MODEL)
+    loaded = load_model(find_architecture(llama.architectures(), source), source, CpuLoader())
+    model, pace = Timed(loaded.model), Pace()
+    pace.learn(1, 0, 0, STEP_S)
+    return DraftModel(replace(loaded, model=model), "f32", Capacity(4096, 4, 512), pace, lambda: model.now), model
+
+
+@given(st.lists(st.integers(MOST + 2, 900), min_size=1, max_size=4))
+@settings(deadline=None, max_examples=10)
+def test_long_texts_are_read_by_and_by_and_make_no_step_later_than_is_granted(lengths):
+    draft, model = timed_draft()
+    texts = [[(7 * i + n) % 400 for i in range(length)] for n, length in enumerate(lengths)]
+    guessers = [draft.guesser() for _ in texts]
+    guessed, steps = set(), 0
+    while len(guessed) < len(texts):
+        model.reads.clear()
+        for text, guesser in zip(texts, guessers, strict=True):
+            text.append(5)  # a reply grows, read or not
+            if guesser.guess(text, 2, 0.0):
+                guessed.add(guesser)
+        late, read = draft.begin_step(), [count for count in model.reads if count > MOST + 1]
+        assert late <= SHARE * (SLOWDOWN - 1) * STEP_S + LEAST * EACH_S
+        assert sum(read) * EACH_S <= late + 1e-9
+        steps += 1
+        assert steps < 400, "somebody never guesses"
+
+
+def test_what_was_read_lately_is_no_reason_to_wait():
+    draft, model = timed_draft()
+    guesser, text = draft.guesser(), [1, 2, 3]
+    for _ in range(5):
+        assert guesser.guess(text, 3, 0.0)
+        text += [9, 9]
+    assert draft.begin_step() == 0.0
+    assert max(model.reads) <= MOST + 1
 
 
 def test_a_draft_of_other_tokens_is_refused():

@@ -326,6 +326,29 @@ def test_more_schemas_than_may_wait_are_turned_away_and_equal_ones_wait_as_one()
         run(crowd(runner, slow))
 
 
+def test_a_schema_that_nobody_waits_for_any_more_is_not_compiled_and_makes_room_for_another():
+    async def leave(runner, slow):
+        compiled, leaving, shared, again = asking_for(runner, ["first", "left", "shared", "shared"])
+        others = asking_for(runner, range(14))
+        assert await asyncio.to_thread(slow.entered.wait, 60)
+        (refused,) = asking_for(runner, ["late"])
+        with pytest.raises(Busy):
+            await asyncio.wait_for(refused, 20)
+        for task in (leaving, shared):
+            task.cancel()
+        await asyncio.wait([leaving, shared])
+        (late,) = asking_for(runner, ["late"])
+        await asyncio.sleep(0)
+        slow.release.set()
+        found = await asyncio.gather(compiled, again, late, *others)
+        assert [reply.text for reply in found[:3]] == ['"first"', '"shared"', '"late"']
+        assert [json.loads(schema)["const"] for schema in slow.opened] == ["first", "shared", *range(14), "late"]
+        assert (await asyncio.gather(*asking_for(runner, ["left"])))[0].text == '"left"'
+
+    with slow_grammars() as (runner, slow):
+        run(leave(runner, slow))
+
+
 def test_requests_whose_schemas_wait_are_told_when_the_model_is_unloaded():
     async def unload(runner, slow):
         compiled, waiting = asking_for(runner, range(2))

@@ -415,6 +415,17 @@ def test_a_schema_that_was_refused_is_refused_again_without_a_trial(monkeypatch)
         grammars.recall('{"type": "strnig"}')
 
 
+def test_a_schema_whose_trial_the_system_ended_is_tried_again(tmp_path, monkeypatch):
+    (tmp_path / "trial.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    grammars = Grammars(Poor(), Poor.stop_ids)
+    with monkeypatch.context() as without_memory:
+        without_memory.setattr(compiler, "TRIAL", tmp_path / "trial.py")
+        with pytest.raises(Busy, match="short of memory: please try again"):
+            grammars.open('{"const": "ab"}')
+    assert grammars.recall('{"const": "ab"}') is None
+    assert grammars.open('{"const": "ab"}').forced()
+
+
 def test_equal_schemas_at_once_are_compiled_once(monkeypatch):
     trials, grammars = count_trials(monkeypatch), Grammars(Poor(), Poor.stop_ids)
     with ThreadPoolExecutor(8) as threads:

@@ -20,6 +20,7 @@ from puna.core.scheduler.inline import InlineRunner
 from puna.core.scheduler.local import LocalRunner
 from puna.core.scheduler.messages import Piece
 from puna.core.scheduler.models import ModelFiles
+from puna.core.scheduler.pulse import Pulse
 from puna.core.scheduler.wire import Load
 from puna.core.settings import Settings
 from puna.core.tensor.sampling import SamplingParams
@@ -282,6 +283,37 @@ async def test_an_idle_runner_that_died_is_noticed_before_the_next_request():
         await until(lambda: not kernel.models.loaded())
         async with lease(kernel) as fresh:
             assert (await outcome(fresh, SHORT["ids"])).tokens == SHORT["greedy"]
+
+
+@pytest.mark.parametrize("how", ["free", "held"])
+async def test_a_runner_that_hangs_is_ended_with_all_its_requests_and_says_where_it_was(caplog, how):
+    caplog.set_level("INFO", "puna.runner")
+    async with kernel_of("tests.hanging_runner", step_timeout=1.0) as kernel:
+        async with lease(kernel) as runner:
+            requests = [outcome(runner, SHORT["ids"], stop=[how]) for _ in range(2)]
+            for found in await asyncio.gather(*map(refusal, requests)):
+                assert found[:2] == (RunnerDied, "its process got no further for 1 s and was ended")
+        assert kernel.models.loaded() == []
+        await gone(runner.pid)
+    assert "hanging_runner.py" in caplog.text  # in the trace of a thread
+
+
+async def test_a_runner_need_not_get_on_once_its_replies_are_computed_however_slowly_they_are_read(monkeypatch):
+    looks = []  # whether replies were due
+    monkeypatch.setattr(Pulse, "stopped", lambda pulse, stats, *, due: looks.append(due))
+    runner = await LocalRunner.start(ENDLESS, load(), step_timeout_s=0.1)
+    async with aclosing(endless(runner)) as talking:
+        await anext(talking)
+        await until(lambda: any(looks))
+    async with aclosing(runner.generate(ask(SHORT["ids"]))) as reading:
+        await anext(reading)
+        looks.clear()
+        await until(lambda: looks and not looks[-1])
+        looks.clear()
+        await until(lambda: len(looks) > 3)
+        assert not any(looks)
+        assert [event async for event in reading][-1].reason == "length"
+    await runner.close()
 
 
 SERVER = f"""

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puna.core.scheduler.pace import FIRST, GUESS, LEAST, PROBE, SLOWDOWN, Pace
+from puna.core.scheduler.pace import FIRST, GUESS, LEAST, PROBE, SLOWDOWN, Pace, Price
 
 
 def learned(*steps):
@@ -82,3 +82,21 @@ def test_prompts_wait_for_one_plain_step_at_most(steps):
         pace.learn(3, 0, 0, 0.1)
     assert pace.room(3) >= LEAST
     assert pace.cost is None or pace.cost >= 0
+
+
+def test_a_step_that_is_late_already_has_less_room_for_prompts():
+    pace = learned((1, 0, 0, 0.1), *[(1, 0, 50, 0.15)] * 3)  # 1 ms for each token
+    assert pace.spare == pytest.approx(0.07)
+    assert [pace.room(1), pace.room(1, 0.05), pace.room(1, 0.2)] == [
+        pytest.approx(70, abs=1),
+        pytest.approx(20, abs=1),
+        LEAST,
+    ]
+    assert [learned().room(1, 0.1), learned().spare] == [0, 0.0]
+
+
+def test_what_fits_in_a_time_is_known_from_what_was_read():
+    price = Price()
+    assert price.fits(1.0) == FIRST
+    price.learn(8, 0.01)
+    assert [price.fits(0.1), price.fits(1.0), price.fits(0.0)] == [10, 16, LEAST]

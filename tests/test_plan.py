@@ -421,6 +421,27 @@ def test_places_are_dealt_out_evenly_among_clients_that_wait(clients, places):
             day.scheduler.remove(sequence)
 
 
+crowds = st.builds(
+    dict,
+    own=st.lists(
+        st.builds(Ask, prompt=st.integers(1, 40), reply=st.integers(1, 10), client=st.just("own")), max_size=5
+    ),
+    strangers=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 10)), min_size=1, max_size=5),
+    positions=st.sampled_from([1, 64, 5000]),
+    places=st.integers(1, 3),
+)
+
+
+@settings(deadline=None, max_examples=30)
+@given(crowds)
+def test_a_client_s_many_requests_all_have_their_turn_though_a_new_client_comes_with_every_step(crowd):
+    """The strangers have nothing in progress, ever, and come faster than they can be served."""
+    sizes, last = crowd["strangers"], 400
+    strangers = [Ask(*sizes[i % len(sizes)], arrives=i, client=f"stranger {i}") for i in range(last)]
+    day = Day([*crowd["own"], *strangers], positions=crowd["positions"], places=crowd["places"]).run()
+    assert all(day.ended[number] < last for number in range(len(crowd["own"])))
+
+
 def test_requests_of_one_client_begin_in_the_order_in_which_they_came():
     day = Day([Ask(4, 2 + i % 3) for i in range(12)], positions=5000, places=3).run()
     assert day.begun == list(range(12))

@@ -1,13 +1,14 @@
 """What happens to a prompt that is too long and to a reply that fills its context."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.core.errors import ContextTooLong
 from puna.core.memory.blocks import Blocks, Capacity
-from puna.core.scheduler.messages import Generate
-from puna.core.scheduler.sequence import Sequence, truncate
+from puna.core.scheduler.messages import Generate, cut
+from puna.core.scheduler.sequence import Sequence
 
 
 def made(prompt, **options):
@@ -40,13 +41,13 @@ def test_a_guess_is_limited_by_the_context_and_the_request(limit, most):
     ],
 )
 def test_the_beginning_that_is_kept_and_the_end_survive(length, limit, keep, expected):
-    assert truncate(list(range(length)), limit=limit, keep=keep) == expected
+    assert cut(list(range(length)), limit=limit, keep=keep) == expected
 
 
 @given(st.integers(1, 60), st.integers(1, 30), st.integers(-3, 40))
 def test_a_truncated_prompt_fills_the_context_and_ends_as_it_ended(length, limit, keep):
     prompt = list(range(length))
-    found = truncate(prompt, limit=limit, keep=keep)
+    found = cut(prompt, limit=limit, keep=keep)
     assert len(found) == min(length, limit)
     assert found[-1] == prompt[-1]
     assert found == sorted(set(found))
@@ -55,18 +56,24 @@ def test_a_truncated_prompt_fills_the_context_and_ends_as_it_ended(length, limit
 
 
 def test_a_prompt_that_was_cut_says_by_how_much():
-    cut = made(range(20), num_ctx=8, num_keep=2)
-    assert cut.tokens == [0, 1, 14, 15, 16, 17, 18, 19]
-    assert (cut.prompt_tokens, cut.truncated, cut.unread) == (8, 12, 8)
+    short = made(range(20), num_ctx=8, num_keep=2)
+    assert short.tokens == [0, 1, 14, 15, 16, 17, 18, 19]
+    assert (short.prompt_tokens, short.request.truncated, short.unread) == (8, 12, 8)
     whole = made(range(8), num_ctx=8)
-    assert (whole.prompt_tokens, whole.truncated) == (8, 0)
+    assert (whole.prompt_tokens, whole.request.truncated) == (8, 0)
+
+
+def test_a_request_holds_no_more_of_its_prompt_than_is_read_and_says_the_same_on_the_other_side_of_a_socket():
+    request = Generate(prompt=list(range(20)), num_ctx=8, num_keep=2)
+    assert (request.prompt, request.truncated) == ([0, 1, 14, 15, 16, 17, 18, 19], 12)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=Generate) == request
 
 
 def test_a_prompt_that_must_not_be_cut_is_refused_with_both_numbers():
     with pytest.raises(ContextTooLong, match="20 tokens, the limit is 8") as caught:
         made(range(20), num_ctx=8, truncate=False)
     assert (caught.value.tokens, caught.value.limit) == (20, 8)
-    assert made(range(8), num_ctx=8, truncate=False).truncated == 0
+    assert made(range(8), num_ctx=8, truncate=False).request.truncated == 0
 
 
 def test_the_requests_own_prompt_is_left_alone():
@@ -123,6 +130,23 @@ def test_a_reply_that_must_not_shift_ends_at_the_limit():
     sequence = made(range(6), num_ctx=8, shift=False)
     assert [sequence.append(token) for token in (100, 101, 102)] == [True, True, False]
     assert sequence.shifted == 0
+
+
+def test_what_was_computed_before_is_known_when_it_is_computed_again():
+    sequence = made(range(10), num_ctx=100)
+    sequence.table.length = 8
+    assert sequence.again(2) == 0
+    sequence.put_down()
+    assert [sequence.again(count) for count in (3, 8, 10)] == [3, 8, 8]
+    sequence.table.length = 5
+    sequence.put_down()  # once more, before it was as far as the first time
+    sequence.table.length = 6
+    assert [sequence.again(count) for count in (1, 4)] == [1, 2]
+
+
+def test_what_a_shift_keeps_is_computed_again_but_for_the_latest_token():
+    sequence = grown(range(8), [100], num_ctx=8, num_keep=2)
+    assert (sequence.unread, sequence.again(6)) == (6, 5)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(-2, 15), st.integers(1, 60))

@@ -101,7 +101,7 @@ async def test_a_message_as_large_as_is_allowed_arrives_and_a_larger_one_is_refu
         sending = asyncio.create_task(runner.send(largest))
         assert await server.receive() == largest
         await sending
-        with pytest.raises(BadRequest, match="too large: at most 67108864"):
+        with pytest.raises(BadRequest, match="too large: at most 134217728"):
             await runner.send(Text(1, "x" * MAX_FRAME))
         await runner.send(Text(2, "still here"))
         assert await server.receive() == Text(2, "still here")

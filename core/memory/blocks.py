@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -136,6 +136,14 @@ def first_seen(kind: Kind, position: int) -> int:
     return position - position % kind.size if isinstance(kind, Chunk) else 0
 
 
+Marks = Callable[[int, int], bytes]
+
+
+def no_marks(start: int, stop: int) -> bytes:
+    """Return nothing: ids tell all."""
+    return b""
+
+
 class Blocks:
     """All blocks of one engine, by group."""
 
@@ -143,26 +151,31 @@ class Blocks:
         self.kinds, self.capacity = kinds, capacity
         self.pools = [Pool(blocks_of(kind, capacity)) for kind in kinds]
 
+    def knows(self, name: bytes) -> bool:
+        """Whether a block of that name is there."""
+        return any(pool.find(name) is not None for pool in self.pools)
+
     def grow(self, positions: int) -> None:
         """Hold that many positions, which are more than now."""
         self.capacity = replace(self.capacity, positions=positions)
         for kind, pool in zip(self.kinds, self.pools, strict=True):
             pool.grow(blocks_of(kind, self.capacity))
 
-    def table(self, salt: bytes = b"", *, back: int = 0) -> BlockTable:
+    def table(self, salt: bytes = b"", *, back: int = 0, marks: Marks = no_marks) -> BlockTable:
         """Return the table of a new sequence. Only those of equal salt share blocks: it stands for what else counts.
 
-        back: positions that `rewind` may have to take back; with it nothing is shared.
+        back: positions that `rewind` may have to take back; with it nothing is shared. marks: of a stretch of tokens,
+        what besides their ids tells it from others, such as the contents of an image.
         """
-        return BlockTable(self, salt, back)
+        return BlockTable(self, salt, back, marks)
 
 
 class BlockTable:
     """Where one sequence's positions are: `length` of them are computed."""
 
-    def __init__(self, blocks: Blocks, salt: bytes, back: int) -> None:
+    def __init__(self, blocks: Blocks, salt: bytes, back: int, marks: Marks) -> None:
         self.length = 0
-        self._blocks, self._salt, self._back = blocks, salt, back
+        self._blocks, self._salt, self._back, self._marks = blocks, salt, back, marks
         self._tables: list[list[int]] = [[] for _ in blocks.pools]
         self._gone = [0] * len(blocks.pools)  # leading blocks that the sequence no longer sees and has given back
         self._names: list[bytes] = []  # of the blocks that are full
@@ -171,6 +184,10 @@ class BlockTable:
     def returned(self) -> int:
         """How often any block of the engine came free: before that, what did not fit does not fit now."""
         return sum(pool.returned for pool in self._blocks.pools)
+
+    def name_of(self, position: int) -> bytes | None:
+        """Return the name of the block that a position lies in; None if it is not full yet, or has none."""
+        return self._names[position // BLOCK] if position // BLOCK < len(self._names) else None
 
     def places(self, group: int) -> list[int]:
         """Return the group's block for each BLOCK positions; any number where they are no longer seen."""
@@ -278,7 +295,7 @@ class BlockTable:
         before = names[-1] if names else hashlib.sha256(self._salt).digest()
         for i in range(len(names), count):
             here = np.array(tokens[i * BLOCK : i * BLOCK + BLOCK], np.int64).tobytes()
-            before = hashlib.sha256(before + here).digest()
+            before = hashlib.sha256(before + here + self._marks(i * BLOCK, i * BLOCK + BLOCK)).digest()
             names.append(before)
         return names
 

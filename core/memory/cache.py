@@ -104,6 +104,8 @@ class Rows:
     table: BlockTable
     start: int
     stop: int
+    positions: Integers | None = None  # [streams, n]; None: the tokens' own numbers in their sequence, in each stream
+    until: Integers | None = None  # [n], the last token that each sees; None: itself
 
 
 class GroupStep:
@@ -116,8 +118,8 @@ class GroupStep:
         self.spans: Integers = np.empty((sequences, 4), np.int32)  # `CpuSpans.rows`
         self.table: Integers = np.empty(tiles, np.int32)
 
-    def fill(self, rows: Sequence[Rows], positions: Integers) -> None:
-        """Say where the rows of every sequence lie."""
+    def fill(self, rows: Sequence[Rows], numbers: Integers) -> None:
+        """Say where the rows of every sequence lie. numbers: of the tokens in their sequences."""
         places = [part.table.places(self._group) for part in rows]
         starts = [0, *accumulate(map(len, places))]  # where each sequence's blocks begin
         blocks = np.fromiter(chain.from_iterable(places), np.int32, starts[-1])
@@ -127,14 +129,14 @@ class GroupStep:
             (part.start, part.stop, part.table.length, start * TILES) for part, start in zip(rows, starts, strict=False)
         ]
         first = np.repeat(starts[:-1], [part.stop - part.start for part in rows])
-        self.slots[:] = blocks[first + positions // BLOCK] * BLOCK + positions % BLOCK
+        self.slots[:] = blocks[first + numbers // BLOCK] * BLOCK + numbers % BLOCK
 
 
 class StepLayer:
     """One layer's cache for the sequences of one step (`puna.core.plugin.LayerCache`)."""
 
-    def __init__(self, declared: CacheLayer, tiles: Tiles, step: GroupStep) -> None:
-        self._declared, self._tiles, self._step = declared, tiles, step
+    def __init__(self, declared: CacheLayer, tiles: Tiles, step: GroupStep, until: Integers | None) -> None:
+        self._declared, self._tiles, self._step, self._until = declared, tiles, step, until
 
     def extend(self, k: Any, v: Any) -> CpuSeen:
         """Store the step's keys and values, [T, K, E] each, and return what each row may look at."""
@@ -148,36 +150,52 @@ class StepLayer:
             self._declared.value_size,
             window=kind.size if isinstance(kind, Window) else 0,
             chunk=kind.size if isinstance(kind, Chunk) else 0,
+            until=self._until,
         )
 
 
 class StepView:
     """What one forward pass works on (`puna.core.plugin.Step`)."""
 
-    def __init__(self, cache: Cache, rows: Sequence[Rows], *, room: int = 1) -> None:
-        """rows: one behind the other, each with room reserved in its table.
+    def __init__(self, cache: Cache, rows: Sequence[Rows], *, streams: int = 1, room: int = 1) -> None:
+        """rows: one behind the other, each with room reserved in its table. streams: of positions.
 
         room: how many times as long as now sequences can become before `refill` finds no room for them.
         """
-        self.positions: Integers = np.empty(rows[-1].stop, np.int32)
+        T = rows[-1].stop
+        self._numbers: Integers = np.empty(T, np.int32)  # of tokens in their sequences
+        self.positions: Integers = np.empty(T if streams == 1 else (streams, T), np.int32)
+        until = np.empty(T, np.int32) if any(part.until is not None for part in rows) else None
         sizes = [size * room for size in tiles_of(cache, rows)]
         self._groups = [GroupStep(group, rows[-1].stop, len(rows), size) for group, size in enumerate(sizes)]
         self.cache: list[LayerCache] = [
-            StepLayer(declared, tiles, self._groups[group])
+            StepLayer(declared, tiles, self._groups[group], until)
             for declared, tiles, group in zip(cache.layout, cache.tiles, cache.group_of, strict=True)
         ]
         self.refill(cache, rows)
+        if until is not None:
+            until[:] = self._numbers
+            for part in rows:
+                if part.until is not None:
+                    until[part.start : part.stop] = part.until
 
     def refill(self, cache: Cache, rows: Sequence[Rows]) -> bool:
-        """Work on other rows, as many for as many sequences; False, and nothing changed, if there is no room."""
+        """Work on other rows, as many for as many sequences; False, and nothing changed, if there is no room.
+
+        What they see is not changed: that is for rows that see no further than to themselves.
+        """
         sizes = tiles_of(cache, rows)
         if any(len(group.table) < size for group, size in zip(self._groups, sizes, strict=True)):
             return False
         shift = [part.table.length - part.start for part in rows]
-        self.positions[:] = np.repeat(shift, [part.stop - part.start for part in rows])
-        self.positions += np.arange(len(self.positions), dtype=np.int32)
+        self._numbers[:] = np.repeat(shift, [part.stop - part.start for part in rows])
+        self._numbers += np.arange(len(self._numbers), dtype=np.int32)
+        self.positions[:] = self._numbers
+        for part in rows:
+            if part.positions is not None:
+                self.positions[..., part.start : part.stop] = part.positions
         for group in self._groups:
-            group.fill(rows, self.positions)
+            group.fill(rows, self._numbers)
         return True
 
 

@@ -20,7 +20,8 @@ log = logging.getLogger("puna.runner")
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"  # of a runner's lines; the server adds the time
 LINE = 2000  # characters; what a line of log has more is cut off
 CHUNK = 2**16  # bytes
-LINGER_S = 1.0  # what a process gets to end once its socket has
+LINGER_S = 1.0  # what a process gets to end once its socket has, and to say where it is before it is ended
+WHERE = signal.SIGUSR1  # has a runner print what each of its threads is doing
 
 
 class Child:
@@ -66,6 +67,13 @@ class Child:
         """End the process at once, if it has not ended."""
         with suppress(ProcessLookupError):
             self._process.kill()
+
+    async def kill_stuck(self) -> None:
+        """End a process that gets no further, after it had a moment to print where it is."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(WHERE)
+        await asyncio.sleep(LINGER_S)
+        self.kill()
 
     async def ended(self) -> RunnerDied:
         """Wait a little for the process to end, else end it, and close the channel; return what it died of."""

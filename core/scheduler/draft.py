@@ -7,7 +7,7 @@ token is the only one guessed, taking it exactly when it is what the large one s
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -18,9 +18,10 @@ from ..memory.cache import Cache, Capacity, ElementType, Rows
 from ..model import LoadedModel
 from ..protocols import Tokenizer
 from .guess import MOST, Credit
-from .pace import Pace
+from .pace import Pace, Price
 from .steps import Steps
 
+SHARE = 0.5  # of the time by which steps may be late, for what the small model reads: prompts want some of it, too
 FIRST = 4.0  # steps of credit: a draft model was chosen, so it is tried for longer than chance repetitions are
 
 
@@ -46,14 +47,44 @@ def check_same_tokens(model: Tokenizer, draft: Tokenizer) -> None:
 class DraftModel:
     """The small model and its key/value cache. Only the engine's thread uses it."""
 
-    def __init__(self, model: LoadedModel, element: ElementType, capacity: Capacity, pace: Pace) -> None:
-        self.pace, self.step_tokens = pace, capacity.step_tokens
+    def __init__(
+        self,
+        model: LoadedModel,
+        element: ElementType,
+        capacity: Capacity,
+        pace: Pace,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """pace: of the large model's steps. clock: in seconds."""
+        self.pace, self.clock = pace, clock
         self.cache = Cache(model.cache, element, capacity)
         self.steps = Steps(model, self.cache)
+        self._step_tokens = capacity.step_tokens
+        self._price = Price()
+        self._spent = 0.0  # seconds of reading, in this step
 
     def guesser(self) -> Draft:
         """Return what guesses in one reply (`Guesser`)."""
         return Draft(self)
+
+    def room(self) -> int:
+        """Return how many tokens may be read now, which makes everybody's next step late."""
+        left = SHARE * self.pace.spare - self._spent
+        return min(self._step_tokens, self._price.fits(left)) if left > 0 or not self._spent else 0
+
+    @contextmanager
+    def reading(self, tokens: int) -> Iterator[None]:
+        """Measure how long it takes to read so many tokens."""
+        start = self.clock()
+        yield
+        took = self.clock() - start
+        self._price.learn(tokens, took / tokens)
+        self._spent += took
+
+    def begin_step(self) -> float:
+        """Return the seconds that were spent on reading since the last step began: a step begins now."""
+        spent, self._spent = self._spent, 0.0
+        return spent
 
 
 class Draft:
@@ -67,24 +98,20 @@ class Draft:
         self._took = 0.0  # seconds for one token, lately
 
     def guess(self, tokens: Sequence[int], most: int, cost: float) -> list[int]:
-        """Return up to `most` tokens; none while there is much to read first."""
+        """Return up to `most` tokens; none while there is more to read first than there is time for."""
         count = self._credit.afford(most, cost + self._own_cost)
         if count < 1:
             return []
         self._agree(tokens)
-        unread = list(tokens[len(self._read) :])
-        if len(unread) > self._draft.step_tokens:
-            if self._table.reserve(len(self._read) + self._draft.step_tokens):
-                self._forward(unread[: self._draft.step_tokens])
-            return []
-        if not self._table.reserve(len(tokens) + count):
+        if not self._catch_up(tokens) or not self._table.reserve(len(tokens) + count):
             return []
         guessed: list[int] = []
-        start = time.perf_counter()
+        unread = list(tokens[len(self._read) :])
+        start = self._draft.clock()
         while len(guessed) < count:
-            unread = [int(self._forward(unread).argmax())]
+            unread = [self._next(unread)]
             guessed += unread
-        self._took = (time.perf_counter() - start) / count
+        self._took = (self._draft.clock() - start) / count
         return guessed
 
     def learn(self, guessed: int, accepted: int, cost: float) -> None:
@@ -113,10 +140,26 @@ class Draft:
             self._table.rewind(count)
             del self._read[count:]
 
-    def _forward(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Read tokens and return the logits behind the last, [V]."""
-        rows = [Rows(self._table, 0, len(tokens))]
-        logits: npt.NDArray[np.float32] = self._draft.steps.logits(tokens, rows, [len(tokens) - 1])[0]
+    def _catch_up(self, tokens: Sequence[int]) -> bool:
+        """Read what is far behind the last token, as much as there is time for; return whether that was all of it."""
+        behind = len(tokens) - 1 - len(self._read)
+        if behind <= MOST:
+            return True
+        count = min(behind, self._draft.room())
+        end = len(self._read) + count
+        if count < 1 or not self._table.reserve(end):
+            return False
+        with self._draft.reading(count):
+            self._forward(list(tokens[len(self._read) : end]))
+        return count == behind
+
+    def _next(self, tokens: list[int]) -> int:
+        """Read tokens and return the likeliest to follow."""
+        return int(self._forward(tokens, [len(tokens) - 1])[0].argmax())
+
+    def _forward(self, tokens: list[int], wanted: Sequence[int] = ()) -> npt.NDArray[np.float32]:
+        """Read tokens, for which the table has room, and return the logits behind the wanted of them, [N, V]."""
+        logits = self._draft.steps.logits(tokens, [Rows(self._table, 0, len(tokens))], wanted)
         self._read += tokens
         self._table.advance(self._read, len(tokens))
         return logits

@@ -1,36 +1,38 @@
-"""The step loop: one thread that plans, computes, samples and hands text out, for all sequences of one model."""
+"""The step loop: one thread that plans, computes and samples, for all sequences of one model."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from queue import Empty, SimpleQueue
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BadRequest, Failure
+from ..errors import Failure
 from ..memory.allocation import keep_freed_memory
 from ..memory.blocks import BlockTable
 from ..memory.cache import Cache, Capacity, ElementType, Rows
+from ..memory.images import ImageCache
 from ..model import LoadedModel
 from ..protocols import Grammar, Tokenizer
-from ..tensor.sampling import BadLogits, DeadEnd, Mask, log_probabilities, sample
 from ..tensor.team import use_threads
+from .choose import Chooser
 from .draft import DraftModel
+from .encoding import Encoding
+from .ends import Ends
 from .guess import MOST, Guesser, Lookup
-from .messages import Failed, FailureKind, Finished, FinishReason, Piece, SampledLogprob, TokenLogprob
 from .pace import Pace
 from .plan import Limits, Scheduler, Share
 from .sequence import Sequence
+from .spans import Spans
 from .stats import EngineStats
-from .steps import Steps
+from .steps import Insert, Steps
 
 log = logging.getLogger(__name__)
 
@@ -62,24 +64,35 @@ class EngineOptions:
     positions: int  # that the key/value cache holds, over all sequences
     precise: bool = False
     speculate: bool = True  # whether to guess tokens ahead where that pays
+    image_cache: int = 1 << 29  # bytes of pictures and of what encoders made of them
 
 
 class Engine:
     """Owns the model, the scheduler and every sequence; other threads only submit and cancel."""
 
     def __init__(
-        self, model: LoadedModel, tokenizer: Tokenizer, *, options: EngineOptions, draft: LoadedModel | None = None
+        self,
+        model: LoadedModel,
+        tokenizer: Tokenizer,
+        *,
+        options: EngineOptions,
+        draft: LoadedModel | None = None,
+        pace: Pace | None = None,
     ) -> None:
-        """draft: a small model of the same tokens, which guesses ahead."""
-        self._tokenizer, self._options = tokenizer, options
+        """draft: a small model of the same tokens, which guesses ahead. pace: how long steps take, as far as known."""
+        self._options = options
         self._scheduler = Scheduler(options.limits)
-        self._pace = Pace()
-        capacity = Capacity(options.positions, options.limits.sequences, options.limits.step_tokens)
+        self._pace = pace or Pace()
+        together = model.vision.most_atomic if model.vision else 0
+        capacity = Capacity(options.positions, options.limits.sequences, options.limits.step_tokens + together)
         self._cache = Cache(model.cache, options.cache_type, capacity)
         self._steps = Steps(model, self._cache)
         self._draft = DraftModel(draft, options.cache_type, capacity, self._pace) if draft else None
-        self._masks = ThreadPoolExecutor(1, "puna-grammar")
+        self.images = ImageCache(options.image_cache, self._cache.blocks.knows)
+        self._encoding = Encoding(model.vision, self.images) if model.vision else None
         self._counts = EngineStats()
+        self._ends = Ends(self._scheduler, self._counts)
+        self._chooser = Chooser(tokenizer, self._pace, self._ends, self._counts)
         self._inbox: SimpleQueue[_Submit | _Cancel | None] = SimpleQueue()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="puna-engine", daemon=True)
@@ -100,11 +113,12 @@ class Engine:
             kept_blocks=sum(pool.kept for pool in pools),
             held_bytes=sum(cache.held_bytes for cache in caches),
             resident_bytes=sum(cache.resident_bytes for cache in caches),
+            images=self.images.stats,
         )
 
-    def new_table(self) -> BlockTable:
-        """Return an empty table for one sequence."""
-        return self._cache.blocks.table()
+    def new_table(self, spans: Spans | None = None) -> BlockTable:
+        """Return an empty table for one sequence. spans: of its media."""
+        return self._cache.blocks.table(marks=spans.marks) if spans else self._cache.blocks.table()
 
     def new_guesser(self, grammar: Grammar | None = None) -> Guesser | None:
         """Return what guesses ahead in one reply, if anything does. grammar: of the reply."""
@@ -134,13 +148,14 @@ class Engine:
         while going_on:
             try:
                 going_on = self._take_changes()
+                self._encode()
                 self._step(self._plan() if going_on else [])
             except BaseException:  # a bug, or a library that panicked: nobody may wait for ever because of it
                 log.exception("planning a step failed")
-                self._fail(self._scheduler.sequences, "internal", BROKEN)
+                self._ends.fail(self._scheduler.sequences, "internal", BROKEN)
         for sequence in self._scheduler.sequences:
-            self._finish(sequence, "cancelled")
-        self._masks.shutdown()
+            self._ends.finish(sequence, "cancelled")
+        self._chooser.close()
         self._ended.set()
         self._turn_away()
 
@@ -150,7 +165,7 @@ class Engine:
             while True:
                 change = self._inbox.get_nowait()
                 if isinstance(change, _Submit):
-                    self._emit_finished(change.sequence, "cancelled")
+                    change.sequence.emit(change.sequence.finished("cancelled"))
 
     def _take_changes(self) -> bool:
         """Apply what others asked for, waiting for it while idle; False when the engine is to end."""
@@ -161,7 +176,7 @@ class Engine:
             if isinstance(change, _Submit):
                 self._add(change.sequence)
             elif change.sequence in self._scheduler.sequences:
-                self._finish(change.sequence, "cancelled")
+                self._ends.finish(change.sequence, "cancelled")
         return True
 
     def _add(self, sequence: Sequence) -> None:
@@ -172,7 +187,29 @@ class Engine:
             if self._draft:
                 self._draft.cache.grow(sequence.longest)
         except MemoryError:
-            self._fail([sequence], "bad_request", f"there is no memory for a context of {sequence.longest} tokens")
+            self._ends.fail([sequence], "bad_request", f"there is no memory for a context of {sequence.longest} tokens")
+
+    def _encode(self) -> None:
+        """Do a slice of what is to be done for images that sequences in progress wait for."""
+        if self._encoding is None:
+            return
+        waiting = {sequence: images for sequence in self._scheduler.running if (images := sequence.images)}
+        if not waiting:
+            self._encoding.stop()
+            return
+        try:
+            with _compute:
+                start = time.perf_counter_ns()
+                self._encoding.advance(list(dict.fromkeys(chain.from_iterable(waiting.values()))))
+                self._counts.encode_ns += time.perf_counter_ns() - start
+        except BaseException as error:  # as in `_step`
+            concerned = [s for s, images in waiting.items() if not set(images).isdisjoint(self._encoding.begun)]
+            self._encoding.stop()
+            if isinstance(error, Failure):
+                self._ends.fail(concerned, "bad_model", str(error))
+            else:
+                log.exception("encoding an image failed")
+                self._ends.fail(concerned, "internal", BROKEN)
 
     def _plan(self) -> list[Share]:
         """Return the next step, after every growing reply was given a guess if that is likely to pay."""
@@ -184,7 +221,8 @@ class Engine:
                 sequence.guess = []
                 continue
             sequence.guess = self._guess(sequence, sequence.guesser, most, cost)
-        return self._scheduler.plan(room)
+        late = self._draft.begin_step() if self._draft else 0.0
+        return self._scheduler.plan(self._pace.room(len(growing), late))
 
     def _guess(self, sequence: Sequence, guesser: Guesser, most: int, cost: float) -> list[int]:
         """Return what may follow; nothing, from now on, if the guesser fails: no reply needs it."""
@@ -201,18 +239,15 @@ class Engine:
         if not shares:
             return
         try:
-            masks = {
-                share.sequence: self._masks.submit(share.sequence.grammar.mask)
-                for share in shares
-                if share.last and share.sequence.grammar is not None
-            }
+            self._counts.recomputed_tokens += sum(share.sequence.again(len(share.tokens)) for share in shares)
+            masks = self._chooser.begin(shares)
             logits = self._timed_forward(shares)
-            self._sample_all([share for share in shares if share.last], logits, masks)
+            self._chooser.choose(shares, logits, masks)
         except Failure as error:
-            self._fail([share.sequence for share in shares], "bad_model", str(error))
+            self._ends.fail([share.sequence for share in shares], "bad_model", str(error))
         except BaseException:  # whatever would end this thread, such as a plugin that exits: nobody would hear of it
             log.exception("a step failed")
-            self._fail([share.sequence for share in shares], "internal", BROKEN)
+            self._ends.fail([share.sequence for share in shares], "internal", BROKEN)
 
     def _timed_forward(self, shares: list[Share]) -> Floats:
         for sequence in [share.sequence for share in shares if share.sequence.begun_ns is None]:
@@ -238,136 +273,15 @@ class Engine:
         rows: list[Rows] = []
         wanted: list[int] = []
         tokens: list[int] = []
+        inserts: list[Insert] = []
         for share in shares:
-            rows.append(Rows(share.sequence.table, len(tokens), len(tokens) + len(share.tokens)))
+            rows.append(share.sequence.part(len(tokens), len(share.tokens)))
+            inserts += share.sequence.inserts(len(tokens), len(share.tokens))
             tokens += share.tokens
             if share.last:
                 wanted += range(len(tokens) - 1 - share.guessed, len(tokens))
-        logits = self._steps.logits(tokens, rows, wanted)
+        logits = self._steps.logits(tokens, rows, wanted, inserts)
         for share in shares:
-            share.sequence.table.advance(share.sequence.tokens, len(share.tokens) - share.guessed)
+            for image, block in share.sequence.advance(len(share.tokens) - share.guessed):
+                self.images.note(image, block)
         return logits
-
-    def _sample_all(self, due: list[Share], logits: Floats, masks: dict[Sequence, Future[Mask | None]]) -> None:
-        """Give every sequence that is due its token, and then those whose guess came true the next ones."""
-        starts = np.cumsum([0, *(1 + share.guessed for share in due)])
-        alive = list(zip(due, starts, strict=False))
-        place = 0
-        while alive:
-            ready = self._ready([share.sequence for share, _ in alive], masks)
-            alive = [(share, start) for share, start in alive if share.sequence in ready]
-            chosen = self._sample([s.sequence for s, _ in alive], logits[[start + place for _, start in alive]], ready)
-            for sequence, row, token in chosen:
-                self._commit(sequence, row, token)
-            taken = {sequence: token for sequence, _, token in chosen}
-            alive = [(s, start) for s, start in alive if self._came_true(s, place, taken.get(s.sequence))]
-            for share, _ in alive:
-                share.sequence.table.advance(share.sequence.tokens, 1)
-                if share.sequence.grammar is not None:
-                    masks[share.sequence] = self._masks.submit(share.sequence.grammar.mask)
-            place += 1
-        for share in due:
-            if share.guessed:
-                self._learn(share)
-
-    def _ready(self, due: list[Sequence], masks: dict[Sequence, Future[Mask | None]]) -> dict[Sequence, Mask | None]:
-        """Return the mask of each sequence, None for one without grammar; one whose grammar gives up fails alone."""
-        ready: dict[Sequence, Mask | None] = {}
-        for sequence in due:
-            try:
-                ready[sequence] = masks.pop(sequence).result() if sequence in masks else None
-            except BadRequest as error:
-                self._fail([sequence], "bad_request", str(error))
-        return ready
-
-    def _came_true(self, share: Share, place: int, token: int | None) -> bool:
-        """Whether the logits behind the next guess count: it is what was sampled, and the reply goes on."""
-        if token is None or place >= share.guessed or share.sequence.reply.reason is not None:
-            return False
-        true = share.tokens[len(share.tokens) - share.guessed + place] == token
-        share.sequence.accepted += true
-        return true
-
-    def _learn(self, share: Share) -> None:
-        sequence = share.sequence
-        accepted = sequence.accepted - sequence.learned
-        sequence.learned = sequence.accepted
-        sequence.guessed += share.guessed
-        self._counts.guessed_tokens += share.guessed
-        self._counts.accepted_tokens += accepted
-        if sequence.guesser is not None:
-            sequence.guesser.learn(share.guessed, accepted, self._pace.cost or 0.0)
-
-    def _sample(
-        self, due: list[Sequence], logits: Floats, masks: dict[Sequence, Mask | None]
-    ) -> list[tuple[Sequence, Floats, int]]:
-        """Return each sequence with its logits and its token; one from whose logits none can be drawn fails alone."""
-        while due:
-            try:
-                tokens = sample(logits, [s.sampler for s in due], [s.tokens for s in due], [masks.get(s) for s in due])
-                return list(zip(due, logits, map(int, tokens), strict=True))
-            except (BadLogits, DeadEnd) as error:
-                kind: FailureKind = "bad_model" if isinstance(error, BadLogits) else "bad_request"
-                self._fail([due[error.row]], kind, str(error))
-                due = due[: error.row] + due[error.row + 1 :]
-                logits = np.delete(logits, error.row, axis=0)
-        return []
-
-    def _commit(self, sequence: Sequence, logits: Floats, token: int) -> None:
-        """Give one sequence its token: text out, and either on to the next step or to its end."""
-        sequence.first_token_ns = sequence.first_token_ns or time.perf_counter_ns()
-        self._counts.sampled_tokens += 1
-        reply, top = sequence.reply, sequence.request.logprobs
-        if sequence.grammar is not None and token not in reply.stop_ids:
-            sequence.grammar.accept(token)
-        self._send(sequence, reply.push(token, None if top is None else partial(self._logprob, logits, token, top)))
-        if reply.reason is None and sequence.grammar is not None and sequence.grammar.ended:
-            self._send(sequence, reply.end("stop"))
-        if reply.reason is None and not sequence.append(token):
-            self._send(sequence, reply.end("length"))
-        if reply.reason is not None:
-            self._finish(sequence, reply.reason)
-
-    def _send(self, sequence: Sequence, piece: Piece | None) -> None:
-        if piece is not None:
-            sequence.emit(piece)
-
-    def _logprob(self, logits: Floats, token: int, top: int) -> SampledLogprob:
-        found = log_probabilities(logits, token, top)
-        return SampledLogprob(self._named(token, found.chosen), [self._named(t, p) for t, p in found.likeliest])
-
-    def _named(self, token: int, logprob: float) -> TokenLogprob:
-        data = self._tokenizer.piece(token, special=True)
-        return TokenLogprob(token, data.decode("utf-8", "replace"), data, logprob)
-
-    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        self._scheduler.remove(sequence)
-        self._counts.finished += 1
-        self._emit_finished(sequence, reason)
-
-    def _emit_finished(self, sequence: Sequence, reason: FinishReason) -> None:
-        now = time.perf_counter_ns()
-        first = sequence.first_token_ns or now
-        sequence.emit(
-            Finished(
-                reason=reason,
-                prompt_tokens=sequence.prompt_tokens,
-                prompt_ns=first - sequence.started_ns,
-                tokens=sequence.reply.tokens,
-                decode_ns=now - first,
-                truncated=sequence.truncated,
-                shifted=sequence.shifted,
-                cached_tokens=sequence.cached_tokens,
-                queue_ns=(sequence.begun_ns or now) - sequence.started_ns,
-                guessed=sequence.guessed,
-                accepted=sequence.accepted,
-                preempted=sequence.preempted,
-            )
-        )
-
-    def _fail(self, sequences: list[Sequence], kind: FailureKind, message: str) -> None:
-        for sequence in sequences:
-            if sequence in self._scheduler.sequences:  # it may have ended in the part of the step that went well
-                self._scheduler.remove(sequence)
-                self._counts.failed += 1
-                sequence.emit(Failed(kind, message))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Ids
-from contextlib import ExitStack, closing
+from contextlib import AsyncExitStack, ExitStack, aclosing, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import BadRequest, RunnerDied
+from ..errors import BadRequest, RunnerDied, Unsupported
 from ..model import LoadedModel, find_architecture, load_model
-from ..plugin import Architecture
+from ..plugin import Architecture, Encoder
 from ..protocols import Grammar, Grammars, StopRule, Tokenizer
 from ..tensor.cpu import CpuLoader
 from ..tensor.source import WeightSource
@@ -19,12 +19,14 @@ from ..tensor.weights import open_weights
 from .draft import check_same_tokens, speaking_of_draft
 from .engine import Engine, EngineOptions
 from .grammars import GrammarThread
-from .messages import Event, Finished, Generate, Piece
+from .messages import Event, Finished, Generate, Media, Piece, Sight
 from .outbox import Outbox
 from .reply import Reply
 from .runner import RunnerFacts
 from .sequence import Sequence
+from .spans import Spans
 from .stats import EngineStats
+from .viewer import Viewer
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,18 @@ class InlineRunner:
         self._stop_rule = text.stop_rule
         weight_bytes = model.weight_bytes + (guessing.weight_bytes if guessing else 0)
         self._grammars = GrammarThread(text.open_grammars(self._tokenizer, self._stop_ids))
+        encoder = model.vision
         self._facts = RunnerFacts(
-            model.architecture.name, model.config.context_length, model.config.vocabulary, weight_bytes
+            model.architecture.name,
+            model.config.context_length,
+            model.config.vocabulary,
+            weight_bytes,
+            encoder.media if encoder else frozenset(),
+            encoder.marker if encoder else "",
         )
         self._engine = Engine(model, self._tokenizer, options=options, draft=guessing)
+        self._streams = model.architecture.streams
+        self._viewer = Viewer(encoder, self._engine.images, self._placeholder(encoder)) if encoder else None
 
     @property
     def facts(self) -> RunnerFacts:
@@ -104,11 +114,28 @@ class InlineRunner:
         self._check(tokens)
         return await asyncio.to_thread(self._tokenizer.decode, tokens, special=True)
 
+    async def look(self, media: Media) -> Sight:
+        """Return what stands for media in a prompt. Raises BadRequest."""
+        if self._viewer is None:
+            raise Unsupported("this model reads no images")
+        return await self._viewer.look(media)
+
     async def generate(self, request: Generate) -> AsyncGenerator[Piece | Finished, None]:
         """Yield the reply's pieces and, last, a Finished."""
         if not request.prompt:
             raise BadRequest("the prompt has no tokens")
         self._check(request.prompt)
+        async with AsyncExitStack() as held:
+            spans = None
+            if request.media:
+                if self._viewer is None:
+                    raise Unsupported("this model reads no images")
+                spans = Spans(await self._viewer.place(request, held), self._streams)
+            async with aclosing(self._generate(request, spans)) as events:
+                async for event in events:
+                    yield event
+
+    async def _generate(self, request: Generate, spans: Spans | None) -> AsyncGenerator[Piece | Finished, None]:
         grammar = None if request.schema is None else await self._grammars.open(request.schema)
         outbox = Outbox()
 
@@ -116,7 +143,7 @@ class InlineRunner:
             if not outbox.put(event):
                 self._engine.cancel(sequence)
 
-        sequence = self._sequence(request, grammar, emit)
+        sequence = self._sequence(request, spans, grammar, emit)
         self._engine.submit(sequence)
         try:
             async for event in outbox:
@@ -128,9 +155,13 @@ class InlineRunner:
         """End every reply and give all memory back."""
         await asyncio.to_thread(self._engine.close)
         await asyncio.to_thread(self._grammars.close)
+        if self._viewer is not None:
+            self._viewer.close()
         self._sources.close()
 
-    def _sequence(self, request: Generate, grammar: Grammar | None, emit: Callable[[Event], None]) -> Sequence:
+    def _sequence(
+        self, request: Generate, spans: Spans | None, grammar: Grammar | None, emit: Callable[[Event], None]
+    ) -> Sequence:
         reply = Reply(
             self._tokenizer.detokenizer(request.prompt),
             self._stop_rule(request.stop),
@@ -138,7 +169,13 @@ class InlineRunner:
             request.max_tokens,
         )
         guesser = self._engine.new_guesser(grammar)
-        return Sequence(request, reply, self._engine.new_table(), emit, guesser=guesser, grammar=grammar)
+        table = self._engine.new_table(spans)
+        return Sequence(request, reply, table, emit, guesser=guesser, grammar=grammar, spans=spans)
+
+    def _placeholder(self, encoder: Encoder) -> int:
+        """Return the id that stands for a row of an image. Some vocabularies have none, or no embedding for it."""
+        ids = self._tokenizer.encode(encoder.placeholder, special=True, start=False)
+        return ids[0] if len(ids) == 1 and ids[0] < self._facts.vocabulary else 0
 
     def _check(self, tokens: Ids[int]) -> None:
         for token in tokens:

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..errors import Busy, Failure, RunnerDied
 from .child import Child
-from .messages import Finished, Generate, Piece
+from .messages import Finished, Generate, Media, Piece, Sight
 from .outbox import Outbox
+from .pulse import BEATS, Pulse
 from .runner import RunnerFacts
 from .stats import EngineStats
 from .wire import (
@@ -22,9 +23,11 @@ from .wire import (
     Detokenize,
     FromRunner,
     Load,
+    Look,
     Ready,
     Refused,
     Said,
+    Seen,
     Status,
     Text,
     Tokenize,
@@ -40,26 +43,34 @@ GRACE_S = 5.0  # what a runner gets to end its replies and itself
 class LocalRunner:
     """A loaded model in another process of this machine (`puna.core.scheduler.runner.Runner`)."""
 
-    def __init__(self, child: Child, facts: RunnerFacts) -> None:
+    def __init__(self, child: Child, facts: RunnerFacts, *, step_timeout_s: float | None = None) -> None:
+        """step_timeout_s: the process is ended if its engine gets no further for so long, though replies are due."""
         self._child, self._channel, self._facts = child, child.channel, facts
         self._ids = itertools.count(1)
         self._replies: dict[int, Outbox] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._status = Status(EngineStats(), facts.weight_bytes)
         self._death: RunnerDied | None = None
+        self._verdict: RunnerDied | None = None  # what it will have died of, if we end it
         self._closing: asyncio.Task[None] | None = None
         self._listening = asyncio.create_task(self._listen(), name=f"runner {child.pid}")
+        if step_timeout_s is not None:
+            watching = asyncio.create_task(self._watch(step_timeout_s), name=f"watch {child.pid}")
+            self._listening.add_done_callback(lambda _: watching.cancel())
 
     @classmethod
-    async def start(cls, entry: str, load: Load, *, timeout_s: float | None = None) -> LocalRunner:
+    async def start(
+        cls, entry: str, load: Load, *, timeout_s: float | None = None, step_timeout_s: float | None = None
+    ) -> LocalRunner:
         """Start a process and load a model in it. entry: the module that it runs, which calls `serve_runner`.
 
         Raises what loading raises there, and RunnerDied if the process ends meanwhile or takes longer than timeout_s.
+        step_timeout_s: how long its engine may then take for a step.
         """
         child = await Child.start(entry)
         try:
             async with asyncio.timeout(timeout_s):
-                return cls(child, await _load(child, load))
+                return cls(child, await _load(child, load), step_timeout_s=step_timeout_s)
         except BaseException as error:
             child.kill()
             await child.ended()
@@ -102,6 +113,11 @@ class LocalRunner:
         text: str = await self._call(Detokenize(next(self._ids), list(tokens)))
         return text
 
+    async def look(self, media: Media) -> Sight:
+        """Return what stands for media in a prompt. Raises BadRequest for what the model cannot read."""
+        sight: Sight = await self._call(Look(next(self._ids), media))
+        return sight
+
     async def generate(self, request: Generate) -> AsyncGenerator[Piece | Finished, None]:
         """Yield the reply's pieces and, last, a Finished."""
         self._check()
@@ -128,7 +144,7 @@ class LocalRunner:
         self._child.kill()
         await asyncio.wait([self._listening])
 
-    async def _call(self, message: Tokenize | Detokenize) -> Any:
+    async def _call(self, message: Tokenize | Detokenize | Look) -> Any:
         """Send a message and return the value it is answered with."""
         self._check()
         answer = self._calls[message.id] = asyncio.get_running_loop().create_future()
@@ -151,19 +167,28 @@ class LocalRunner:
 
     async def _listen(self) -> None:
         """Hand messages to those who wait for them, until the process ends."""
-        death = None
         try:
             while (message := await self._channel.receive()) is not None:
                 self._take(message)
         except WireError as error:
-            death = RunnerDied(f"its process sent {error}")
+            self._verdict = RunnerDied(f"its process sent {error}")
             self._child.kill()
         except asyncio.CancelledError:  # the event loop ends
             self._child.kill()
             raise
         finally:
             ended = await self._child.ended()
-            self._bury(death or ended)
+            self._bury(self._verdict or ended)
+
+    async def _watch(self, step_timeout_s: float) -> None:
+        """End the process when it gets no further. Whatever it says itself comes from threads that may do well."""
+        pulse, stopped = Pulse(), False
+        while not stopped:
+            await asyncio.sleep(step_timeout_s / BEATS)
+            due = any(not outbox.ended for outbox in self._replies.values())
+            stopped = pulse.stopped(self._status.stats, due=due)
+        self._verdict = RunnerDied(f"its process got no further for {step_timeout_s:g} s and was ended")
+        await self._child.kill_stuck()
 
     def _bury(self, death: RunnerDied) -> None:
         """Tell everybody who waits for something."""
@@ -182,7 +207,7 @@ class LocalRunner:
                 outbox = self._replies.get(message.id)
                 if outbox is not None and not outbox.put(message.event):
                     self._channel.send_soon(Cancel(message.id))
-            case Tokens() | Text():
+            case Tokens() | Text() | Seen():
                 answer = self._calls.get(message.id)
                 if answer is not None and not answer.done():
                     answer.set_result(message.value)

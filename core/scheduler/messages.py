@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import BadRequest
+from ..errors import BadRequest, ContextTooLong
 from ..tensor.sampling import SamplingParams
 
 VERSION = 1  # of everything that crosses a socket
@@ -36,11 +36,44 @@ class Placed(msgspec.Struct, frozen=True):
     """Media in a prompt."""
 
     media: Media
-    at: list[int]  # where in the prompt each of its stretches of rows begins
+    at: list[tuple[int, int]]  # where in the prompt each stretch of its rows begins, and how many rows that has
+
+    @property
+    def start(self) -> int:
+        """The first token that stands for a row."""
+        return self.at[0][0]
+
+    @property
+    def stop(self) -> int:
+        """The token behind the last that stands for a row."""
+        return sum(self.at[-1])
+
+    def moved(self, by: int) -> Placed:
+        """Return the same media so many tokens later."""
+        return Placed(self.media, [(start + by, count) for start, count in self.at])
+
+
+def cut(prompt: list[int], media: list[Placed], *, limit: int, keep: int) -> tuple[list[int], list[Placed]]:
+    """Return the first keep tokens and as many of the last as fit in limit; keep below 0 means as many as can be.
+
+    Of media nothing is left if a part has to go.
+    """
+    if len(prompt) <= limit:
+        return prompt, media
+    start = limit - 1 if keep < 0 else min(keep, limit - 1)
+    stop = len(prompt) - (limit - start)
+    torn = [placed for placed in media if placed.start < stop and start < placed.stop]
+    start, stop = min([start, *(placed.start for placed in torn)]), max([stop, *(placed.stop for placed in torn)])
+    before = [placed for placed in media if placed.stop <= start]
+    behind = [placed.moved(start - stop) for placed in media if placed.start >= stop]
+    return prompt[:start] + prompt[stop:], before + behind
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True):
-    """Start one reply. Raises BadRequest for numbers below the least that has a meaning."""
+    """Start one reply. A prompt that is too long is cut at once, so that nobody has to hold or send what is not read.
+
+    Raises BadRequest for numbers below the least that has a meaning, ContextTooLong for a prompt that must not be cut.
+    """
 
     prompt: list[int]
     media: list[Placed] = []  # in the order of the prompt
@@ -56,12 +89,22 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     schema: str | None = None  # the text of a JSON Schema that the reply must follow; None: it is free
     logprobs: int | None = None  # None: none; k: the token's own log probability and the k likeliest
     client: str = ""  # who asks: places are dealt out evenly among clients
+    truncated: int = 0  # tokens that were cut from the prompt
 
     def __post_init__(self) -> None:
         for name, low in (("num_ctx", 1), ("num_batch", 1), ("max_tokens", 1), ("logprobs", 0), ("guess", 0)):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise BadRequest(f"{name} is {value}: expected a whole number from {low}")
+        if len(self.prompt) > self.num_ctx:
+            if not self.truncate:
+                raise ContextTooLong(tokens=len(self.prompt), limit=self.num_ctx)
+            prompt, media = cut(self.prompt, self.media, limit=self.num_ctx, keep=self.num_keep)
+            if not prompt:
+                raise ContextTooLong(tokens=len(self.prompt), limit=self.num_ctx)
+            truncated = self.truncated + len(self.prompt) - len(prompt)
+            for name, found in (("prompt", prompt), ("media", media), ("truncated", truncated)):
+                msgspec.structs.force_setattr(self, name, found)
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

@@ -14,6 +14,25 @@ LATEST = 0.2  # share of the latest step in what is known
 GUESS = 0.1  # what a guessed token costs, in steps, before any have been measured
 
 
+class Price:
+    """What a token takes that is read beside replies, and how many of them a step has time for."""
+
+    def __init__(self) -> None:
+        self._each: float | None = None  # seconds
+        self._most = FIRST  # tokens that a step may have: it grows by steps, as larger ones cost less each
+
+    def learn(self, tokens: int, each: float) -> None:
+        """Take into account that so many were read at once, in `each` seconds each."""
+        self._each = _blend(self._each, each)
+        self._most = max(self._most, 2 * tokens)
+
+    def fits(self, seconds: float) -> int:
+        """Return how many tokens to read in that time."""
+        if self._each is None:
+            return FIRST
+        return max(LEAST, int(min(seconds / self._each if self._each > 0 else self._most, self._most)))
+
+
 class Pace:
     """Seconds of steps, and of tokens beyond those that replies grow by."""
 
@@ -21,9 +40,8 @@ class Pace:
         self._plain: dict[int, float] = {}  # seconds of a step in which so many replies grew, and nothing else
         self._growing = 1  # replies in the latest step
         self._since = 0  # steps since the last plain one
-        self._prompt: float | None = None  # seconds of a prompt's token, ...
-        self._guess: float | None = None  # and of a guessed one
-        self._most = FIRST  # tokens of prompts that a step may have: it grows by steps, as larger ones cost less each
+        self._prompt = Price()
+        self._guess: float | None = None  # seconds of a guessed token
 
     def learn(self, growing: int, guessed: int, prompt: int, seconds: float) -> None:
         """Take a step into account: replies that grew, and tokens that were guessed or belong to prompts."""
@@ -40,8 +58,7 @@ class Pace:
             return
         each = max(0.0, seconds - base) / (guessed + prompt)
         if prompt:
-            self._prompt = _blend(self._prompt, each)
-            self._most = max(self._most, 2 * prompt)
+            self._prompt.learn(prompt, each)
         else:
             self._guess = _blend(self._guess, each)
 
@@ -58,18 +75,21 @@ class Pace:
         """What a step takes in which replies only grow; 0 while that is not known."""
         return self._base(self._growing) or 0.0
 
-    def room(self, growing: int) -> int:
+    @property
+    def spare(self) -> float:
+        """Seconds that a step may take longer because of what is read beside replies; 0 while that is not known."""
+        return (SLOWDOWN - 1) * self.seconds
+
+    def room(self, growing: int, spent: float = 0.0) -> int:
         """Return how many tokens of prompts may join a step in which so many replies grow.
 
-        0: the step is to show what it takes without, and so should have no guesses either.
+        spent: seconds that the step is late already. 0: it is to show what it takes without prompts, and so should have
+        no guesses either.
         """
         base = self._base(growing)
         if base is None or self._since >= PROBE:
             return 0
-        if self._prompt is None:
-            return FIRST
-        fits = (SLOWDOWN - 1) * base / self._prompt if self._prompt > 0 else self._most
-        return max(LEAST, int(min(fits, self._most)))
+        return self._prompt.fits((SLOWDOWN - 1) * base - spent)
 
     def _base(self, growing: int) -> float | None:
         """Return the seconds of a plain step of so many replies, or of the nearest number that there was."""

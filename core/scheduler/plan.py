@@ -74,7 +74,9 @@ class Scheduler:
         sequence.put_down()
 
     def plan(self, room: int | None = None) -> list[Share]:
-        """Return the next step's shares, each computed in full before the next plan. Empty only when idle.
+        """Return the next step's shares, each computed in full before the next plan.
+
+        Empty only when idle, or when everybody waits for images to be encoded.
 
         room: for tokens of prompts while replies grow; None: as much as the step has.
         """
@@ -91,7 +93,7 @@ class Scheduler:
         return list(shares.values())
 
     def _plan_growing(self, shares: dict[Sequence, Share]) -> None:
-        growing = [s for s in self._running if s.unread == 1 and s not in shares]
+        growing = [s for s in self._running if s.unread == 1 and s.readable and s not in shares]
         # Half of what the step has left is for prompts, however much can be guessed.
         guesses = max(0, self._left(shares) - len(growing)) // 2
         for sequence in growing:
@@ -108,7 +110,7 @@ class Scheduler:
         return self._limits.step_tokens - sum(len(share.tokens) for share in shares.values())
 
     def _plan_reading(self, room: int, shares: dict[Sequence, Share]) -> None:
-        for sequence, wanted in self._chunks([s for s in self._running if s not in shares], room):
+        for sequence, wanted in self._chunks([s for s in self._running if s not in shares and s.readable], room):
             if sequence not in self._running:
                 continue
             count, start = self._make_room(sequence, wanted, shares), sequence.table.length
@@ -117,18 +119,19 @@ class Scheduler:
                 shares[sequence] = Share(sequence, tokens, last=count == sequence.unread)
 
     def _make_room(self, sequence: Sequence, wanted: int, planned: dict[Sequence, Share]) -> int:
-        """Reserve blocks for up to `wanted` more tokens; return for how many.
+        """Reserve blocks for up to `wanted` more tokens, or for as many as must be read together; return for how many.
 
-        So that it is at least one, younger sequences that this step has not planned yet give theirs back.
+        So that there are any, younger sequences that this step has not planned yet give theirs back.
         """
         table = sequence.table
-        while table.room() <= table.length:
+        least = sequence.spans.least(table.length)
+        while table.room() < table.length + least:
             younger = self._running[self._running.index(sequence) + 1 :]
             victim = next((other for other in reversed(younger) if other not in planned), None)
             if victim is None:
                 return 0
             self._preempt(victim)
-        count = min(wanted, table.room() - table.length)
+        count = sequence.spans.cut(table.length, min(wanted, table.room() - table.length))
         table.reserve(table.length + count)
         return count
 
@@ -168,7 +171,7 @@ class Scheduler:
 
     def _chunks(self, reading: list[Sequence], room: int) -> Iterator[tuple[Sequence, int]]:
         """Yield how many tokens each prompt reads in this step, in order of age."""
-        wanted = {s: min(s.unread, s.request.num_batch or s.unread) for s in reading}
+        wanted = {s: min(s.readable, s.request.num_batch or s.unread) for s in reading}
         parts = dict.fromkeys(reading, 0)
         for halving in (True, False):  # then once more, for what is left over
             for place, sequence in enumerate(reading, 1):

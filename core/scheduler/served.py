@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import faulthandler
 import logging
 import os
 import select
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from ..errors import Failure, RunnerDied
 from ..kernel import find_plugins
+from .child import WHERE
 from .engine import BROKEN
 from .inline import InlineRunner, TextParts
 from .wire import (
@@ -28,9 +30,11 @@ from .wire import (
     Detokenize,
     FromServer,
     Load,
+    Look,
     Ready,
     Refused,
     Said,
+    Seen,
     Status,
     Text,
     Tokenize,
@@ -50,6 +54,7 @@ def serve_runner(end: socket.socket, text: TextParts) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # a service manager sends them to everybody at once, ...
         signal.signal(number, signal.SIG_IGN)  # ... but the server lets replies end first, and then says Close
+    faulthandler.register(WHERE)
     end_with_server(end)
     asyncio.run(_serve(end, text))
 
@@ -122,6 +127,8 @@ class _Served:
                 self._start(message.id, partial(self._tokenize, message))
             case Detokenize():
                 self._start(message.id, partial(self._detokenize, message))
+            case Look():
+                self._start(message.id, partial(self._look, message))
             case Cancel() if message.id in self._tasks:
                 self._tasks[message.id].cancel()
 
@@ -150,6 +157,9 @@ class _Served:
 
     async def _detokenize(self, message: Detokenize) -> None:
         await self._channel.send(Text(message.id, await self._runner.detokenize(message.tokens)))
+
+    async def _look(self, message: Look) -> None:
+        await self._channel.send(Seen(message.id, await self._runner.look(message.media)))
 
     async def _report(self) -> None:
         """Tell the server how things are while there is work, and once after it."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from ..memory.images import ImageStats
+
 
 class EngineStats(msgspec.Struct, kw_only=True):
     """Sums since the model was loaded, and what is so now."""
@@ -11,6 +13,7 @@ class EngineStats(msgspec.Struct, kw_only=True):
     steps: int = 0
     step_ns: int = 0  # in the forward pass
     prompt_tokens: int = 0  # computed
+    recomputed_tokens: int = 0  # of those, not for the first time: behind a preemption, or a dropped middle
     cached_tokens: int = 0  # of prompts, that need not be computed
     sampled_tokens: int = 0
     guessed_tokens: int = 0  # checked; not those that were computed for nothing because a reply ended
@@ -25,3 +28,5 @@ class EngineStats(msgspec.Struct, kw_only=True):
     kept_blocks: int = 0  # by nobody, good for whoever begins alike
     held_bytes: int = 0  # of held blocks
     resident_bytes: int = 0  # of blocks that were ever used
+    encode_ns: int = 0  # spent on encoding images
+    images: ImageStats = ImageStats()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..memory.cache import Cache, Rows, StepView
 from ..model import LoadedModel
 from ..plugin import LayerCache
+from ..tensor.ops import insert
 from ..tensor.recorded import Recorded
 from ..tensor.tape import Memory, Tape, recording
 from ..tensor.team import TEAM, Table
@@ -21,6 +22,7 @@ from ..tensor.team import TEAM, Table
 log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
+Insert = tuple[int, Floats]  # in place of which token the first row stands, and the rows, [n, D]
 
 FEW = 32  # tokens of a step up to which what lies between its kernels counts
 KEPT = 24  # recordings; those played longest ago go first
@@ -62,24 +64,31 @@ class Steps:
 
     def __init__(self, model: LoadedModel, cache: Cache) -> None:
         self._model, self._cache = model.model, cache
-        self._vocabulary = model.config.vocabulary
+        self._vocabulary, self._streams = model.config.vocabulary, model.architecture.streams
         self._tiles = cache.tiles
         self._recordings: OrderedDict[tuple[int, int], _Recording | None] = OrderedDict()  # None: done once so far
         self._memory = Memory()
         self._records = True
 
-    def logits(self, tokens: Sequence[int], rows: Sequence[Rows], wanted: Sequence[int]) -> Floats:
+    def logits(
+        self, tokens: Sequence[int], rows: Sequence[Rows], wanted: Sequence[int], inserts: Sequence[Insert] = ()
+    ) -> Floats:
         """Run the model over tokens and return the logits behind the `wanted` of them, [N, V], until the next call.
 
-        rows: which tokens belong to which sequence.
+        rows: which tokens belong to which sequence. inserts: embeddings that stand in place of tokens'.
         """
-        if self._records and len(wanted) == len(tokens) <= FEW:
+        if self._records and len(wanted) == len(tokens) <= FEW and not inserts:
             return self._short(tokens, rows)
-        return self._long(tokens, rows, wanted)
+        return self._long(tokens, rows, wanted, inserts)
 
-    def _long(self, tokens: Sequence[int], rows: Sequence[Rows], wanted: Sequence[int]) -> Floats:
+    def _long(
+        self, tokens: Sequence[int], rows: Sequence[Rows], wanted: Sequence[int], inserts: Sequence[Insert] = ()
+    ) -> Floats:
         model = self._model
-        x = model.forward(model.embed(np.array(tokens, np.int32)), StepView(self._cache, rows))
+        x = model.embed(np.array(tokens, np.int32))
+        for at, embeddings in inserts:
+            x = insert(x, embeddings, at)
+        x = model.forward(x, StepView(self._cache, rows, streams=self._streams))
         if not wanted:
             return np.empty((0, self._vocabulary), np.float32)
         return model.logits(x if len(wanted) == len(tokens) else x[np.array(wanted)])  # type: ignore[return-value]
@@ -105,7 +114,8 @@ class Steps:
 
     def _record(self, tokens: Sequence[int], rows: Sequence[Rows]) -> _Recording | None:
         """Do the step and note it down; None, and for good, if the model's code does more than can be noted."""
-        ids, view, tape = np.array(tokens, np.int32), StepView(self._cache, rows, room=ROOM), Tape(self._memory)
+        ids, tape = np.array(tokens, np.int32), Tape(self._memory)
+        view = StepView(self._cache, rows, streams=self._streams, room=ROOM)
         step = _RecordedView(Recorded(view.positions), [_RecordedLayer(layer) for layer in view.cache])
         model: Any = self._model
         try:

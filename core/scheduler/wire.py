@@ -2,8 +2,9 @@
 
 A frame is its length, 4 bytes, the highest first, and then one message. Both sides begin with `Hello`. Then the server
 sends `Load`, which is answered by `Ready` or, with the id 0, `Refused`. What follows carries an id: each `Ask` is
-answered by any number of `Said`, the last of them with a Finished, each `Tokenize` and `Detokenize` by one `Tokens` or
-`Text`, and each of the three may end in `Refused` instead. `Status` comes unasked, `Close` has no answer but the end.
+answered by any number of `Said`, the last of them with a Finished, each `Tokenize`, `Detokenize` and `Look` by one
+`Tokens`, `Text` or `Seen`, and each of these may end in `Refused` instead. `Status` comes unasked, `Close` has no
+answer but the end.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import msgspec
 from .. import errors
 from ..errors import BadRequest, Failure
 from .engine import EngineOptions
-from .messages import VERSION, Finished, Generate, Piece
+from .messages import VERSION, Finished, Generate, Media, Piece, Sight
 from .runner import RunnerFacts
 from .stats import EngineStats
 
-MAX_FRAME = 64 * 2**20  # bytes of one message
+MAX_FRAME = 128 * 2**20  # bytes of one message: a request brings its pictures along
 LENGTH = 4  # bytes in front of it
 
 
@@ -72,6 +73,13 @@ class Detokenize(msgspec.Struct, frozen=True, tag=True):
     tokens: list[int]
 
 
+class Look(msgspec.Struct, frozen=True, tag=True):
+    """Ask what stands for media in a prompt."""
+
+    id: int
+    media: Media
+
+
 class Close(msgspec.Struct, frozen=True, tag=True):
     """End every reply, say so, and exit."""
 
@@ -101,6 +109,13 @@ class Text(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     value: str
+
+
+class Seen(msgspec.Struct, frozen=True, tag=True):
+    """The answer to Look."""
+
+    id: int
+    value: Sight
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -135,8 +150,8 @@ class Status(msgspec.Struct, frozen=True, tag=True):
     memory_bytes: int
 
 
-FromServer = Hello | Load | Ask | Cancel | Tokenize | Detokenize | Close
-FromRunner = Hello | Ready | Said | Tokens | Text | Refused | Status
+FromServer = Hello | Load | Ask | Cancel | Tokenize | Detokenize | Look | Close
+FromRunner = Hello | Ready | Said | Tokens | Text | Seen | Refused | Status
 
 Received = TypeVar("Received")
 

@@ -167,6 +167,14 @@ def _gather(rows: CpuMatrix, tokens: npt.NDArray[np.int32], out: Floats) -> None
     gather_rows(rows.format.id, rows.data, tokens, out)
 
 
+@ops.insert.register(np.ndarray)
+def insert(x: Floats, rows: Floats, at: int) -> Floats:
+    """Return x with rows from `at` on."""
+    expect("insert: rows", rows, (ANY, x.shape[1]))
+    x[at : at + len(rows)] = rows
+    return x
+
+
 @ops.linear.register(np.ndarray)
 def linear(x: Floats, weight: AnyMatrix, bias: Floats | None = None) -> Floats:
     """Return x · weightᵀ + bias, [T, out] float32."""

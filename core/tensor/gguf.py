@@ -108,6 +108,25 @@ def join_splits(files: Sequence[GGUFFile]) -> GGUFFile:
     return GGUFFile(first.path, first.metadata, tensors)
 
 
+def with_projectors(files: Sequence[GGUFFile]) -> GGUFFile:
+    """Return a model's files, in any order, as one: its splits, and files that hold its encoders of media.
+
+    The latter are known by their settings, `clip.*`, which stand beside the model's own. Raises BadFile as
+    `join_splits` does, and if both bring a tensor.
+    """
+    projectors = [file for file in files if any(key.startswith("clip.") for key in file.metadata)]
+    if len(projectors) == len(files):
+        return join_splits(files)
+    whole = join_splits([file for file in files if file not in projectors])
+    metadata, tensors = dict(whole.metadata), dict(whole.tensors)
+    for file in projectors:
+        if twice := tensors.keys() & file.tensors.keys():
+            raise BadFile(file.path, f"tensor {min(twice)!r} is also in the model's own file")
+        tensors.update(file.tensors)
+        metadata = {**file.metadata, **metadata}
+    return GGUFFile(whole.path, metadata, tensors)
+
+
 def _split_number(file: GGUFFile, key: str, default: int) -> int:
     value = file.metadata.get(key, default)
     if type(value) is not int or value < 0:

@@ -92,6 +92,11 @@ def embed(tokens: Array, table: Matrix) -> Array:
 
 
 @Operation
+def insert(x: Array, rows: Array, at: int) -> Array:
+    """Return x with rows in the place of its own from `at` on. x: [T, D], which may be changed; rows: [n, D]."""
+
+
+@Operation
 def linear(x: Array, weight: Matrix, bias: Array | None = None) -> Array:
     """Return x · weightᵀ + bias. x: [T, in]; weight: [out, in]; bias: [out]; result: [T, out]."""
 

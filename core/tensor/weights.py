@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadFile
-from .gguf import MAGICS, GGUFFile, join_splits, read_gguf, read_gguf_with_splits
+from .gguf import MAGICS, GGUFFile, read_gguf, read_gguf_with_splits, with_projectors
 from .mapped import MappedTensor, read_file, starts_with
 from .safetensors import is_weights, read_checkpoint
 from .source import TensorInfo, WeightSource
@@ -27,7 +27,8 @@ def open_weights(files: Path | Mapping[str, Path]) -> WeightSource:
 
     A GGUF file is known by its first bytes and may be any one of its splits, which lie beside it. A mapping holds the
     original name of each file (names below the model's own folder have slashes) and where its bytes are. Where there
-    are both safetensors and GGUF files, the safetensors are the model.
+    are both safetensors and GGUF files, the safetensors are the model. GGUF files that hold encoders of media belong to
+    the model beside them.
 
     Raises NotFound if there is no such file, BadFile if it is neither format or breaks the rules of its format.
     """
@@ -79,7 +80,7 @@ def _open_files(files: Mapping[str, Path], where: object) -> _Weights:
     ggufs = [path for path in files.values() if starts_with(path, MAGICS)]
     if not ggufs:
         raise BadFile(where, _refusal(files))
-    return _of_gguf(join_splits([read_gguf(path) for path in ggufs]), files)
+    return _of_gguf(with_projectors([read_gguf(path) for path in ggufs]), files)
 
 
 def _config(files: Mapping[str, Path], where: object) -> dict[str, Any]:

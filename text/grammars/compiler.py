@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import llguidance
 import msgspec
 from llguidance import LLMatcher
 
+from ...core.errors import Busy
 from ...core.protocols import Tokenizer
 from .grammar import SchemaGrammar, problem
 from .schema import UnsupportedSchema, parse_schema
@@ -69,7 +71,8 @@ class Grammars:
 
         Takes no time for a schema seen lately; for another a tenth of a second, three seconds for the most complex, and
         for the first one a second more with a large vocabulary.
-        Raises BadRequest if it is no schema or too large, UnsupportedSchema if it could not be followed to the letter.
+        Raises BadRequest if it is no schema or too large, UnsupportedSchema if it could not be followed to the letter,
+        Busy if the machine has no memory to find out.
         """
         while (grammar := self.recall(schema)) is None:
             with self._compiling:
@@ -93,7 +96,10 @@ class Grammars:
             return schema in self._seen
 
     def _remember(self, schema: str) -> None:
-        """Compile schema, and remember what came of it. Raises BadRequest for what is no schema, which is told soon."""
+        """Compile schema, and remember what came of it.
+
+        Raises BadRequest for what is no schema, which is told soon, and Busy, which says nothing about the schema.
+        """
         found: LLMatcher | str
         try:
             found = self._compile(schema)
@@ -124,11 +130,18 @@ class Grammars:
 
 
 def _try_out(grammar: str) -> None:
-    """Compile grammar in another process first. Raises UnsupportedSchema if that took too much of anything."""
+    """Compile grammar in another process first.
+
+    Raises UnsupportedSchema if that took too much of anything, Busy if the system ended it, as it does when memory runs
+    out: whose fault that is, is not known.
+    """
     trial = subprocess.run([sys.executable, "-P", TRIAL], input=grammar.encode(), capture_output=True, check=False)  # noqa: S603
-    if trial.returncode != 0:
-        log.warning("a schema failed its trial with status %d: %s", trial.returncode, trial.stderr.decode()[-200:])
-        raise UnsupportedSchema("it is too complex")
+    if trial.returncode == 0:
+        return
+    log.warning("a schema failed its trial with status %d: %s", trial.returncode, trial.stderr.decode()[-200:])
+    if trial.returncode == -signal.SIGKILL:
+        raise Busy("the JSON schema could not be compiled, as the system is short of memory: please try again")
+    raise UnsupportedSchema("it is too complex")
 
 
 def _with_stack(function: Callable[[], T]) -> T:

@@ -15,7 +15,7 @@ MEMORY_BYTES = 2**30
 
 def main() -> None:
     """Compile, within limits on this process."""
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 1))  # SIGXCPU ends it; SIGKILL then tells of others' doing
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     grammar = llguidance.LLMatcher.grammar_from_lark(sys.stdin.buffer.read().decode())
