@@ -149,13 +149,14 @@ def puna_seconds(text: Path, eye: Path, threads: int, tries: int) -> list[float]
     from puna.core.kernel import find_plugins
     from puna.core.model import find_architecture, load_model
     from puna.core.pictures import Picture
+    from puna.core.settings import load_settings
     from puna.core.tensor.cpu import CpuLoader
     from puna.core.tensor.team import use_threads
     from puna.core.tensor.weights import open_weights
 
     use_threads(threads)
     source = open_weights({"decoder.gguf": text, "encoder.gguf": eye})
-    architectures = [a for report in find_plugins() for a in report.architectures]
+    architectures = [a for report in find_plugins(load_settings().plugins) for a in report.architectures]
     model = load_model(find_architecture(architectures, source), source, CpuLoader())
     assert model.vision is not None, "the encoder's file holds one"
     noise = np.random.default_rng(2).integers(0, 256, (SIDE, SIDE, 3), np.uint8)

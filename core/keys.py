@@ -90,6 +90,10 @@ class Keys:
             raise self._wrong(name, value, "a list")
         return cast("Sequence[Any]", value)
 
+    def holds_list(self, name: str) -> bool:
+        """Whether there is an array: some keys hold one value for all layers, or a value for each."""
+        return isinstance(self._find(name), list | tuple | np.ndarray)
+
     def section(self, name: str) -> Keys | None:
         """Return the object under name as Keys of its own; None if it is missing."""
         value = self._find(name)

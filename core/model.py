@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from .plugin import (
     Matrix,
     Model,
     Module,
+    Size,
     TensorField,
 )
+from .tensor.checks import ANY, AnySize
 from .tensor.source import PartOfTensor, TensorInfo, WeightSource
 
 log = logging.getLogger(__name__)
@@ -64,7 +67,7 @@ def find_architecture(architectures: Sequence[Architecture], source: WeightSourc
 def load_model(architecture: Architecture, source: WeightSource, loader: Loader) -> LoadedModel:
     """Return the model in source. Raises BadModel naming each missing or misshapen tensor."""
     config = read_config(architecture.config, source)
-    eye = None if architecture.vision_config is None else read_config(architecture.vision_config, source)
+    eye = None if architecture.vision_config is None else read_vision_config(architecture.vision_config, source)
     binder = _Binder(source, loader, architecture.prefixes)
     model: Any = binder.module(architecture.model, config)
     vision: Any = None if eye is None or architecture.vision is None else binder.module(architecture.vision, eye)
@@ -78,6 +81,31 @@ def read_config(kind: type[Any], source: WeightSource) -> Any:
         prefix = f"{source.metadata['general.architecture']}."
         return kind.from_gguf(Keys(source.metadata, prefix=prefix, origin="GGUF metadata"))
     return kind.from_hf(Keys(source.metadata, origin="config.json"))
+
+
+def read_vision_config(kind: type[Any], source: WeightSource) -> Any:
+    """Return what source says of its encoder of images, as a config of that kind; None if it has none.
+
+    What checkpoints say of their processor lies in a file of its own: `from_hf` finds it as the section "preprocessor".
+    """
+    if source.kind == "gguf":
+        return read_config(kind, source)
+    values = {**source.metadata, "preprocessor": _side_object(source, "preprocessor_config.json")}
+    return kind.from_hf(Keys(values, origin="config.json"))
+
+
+def _side_object(source: WeightSource, name: str) -> dict[str, Any] | None:
+    """Return the object in a JSON file that lies beside the weights; None if there is no such file."""
+    data = source.side_file(name)
+    if data is None:
+        return None
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadModel(f"{name} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise BadModel(f"{name} holds a {type(found).__name__}; expected an object")
+    return found
 
 
 class _Binder:
@@ -123,8 +151,9 @@ class _Binder:
 
     def _tensor(self, made: Module, declared: TensorField, wanted: type, gguf: str, hf: str) -> Any:
         names = self._spellings(declared, gguf, hf)
-        found = next((self._names[name] for name in names if name in self._names), None)
-        shape = tuple(size if isinstance(size, int) else getattr(made.config, size) for size in declared.shape)
+        shape = tuple(_size(size, made.config) for size in declared.shape)
+        expected = shape[::-1] if declared.transposed else shape
+        found = self._found(names, expected)
         if found is None:
             if declared.tied is not None:
                 return getattr(made, declared.tied)
@@ -136,7 +165,6 @@ class _Binder:
         if declared.hf_part is not None and source.kind == "safetensors":
             source = PartOfTensor(source, found, *declared.hf_part)
             info = source.tensors[found]
-        expected = shape[::-1] if declared.transposed else shape
         if info.shape != expected:
             self._problems.append(f"{info.name} is {list(info.shape)}, expected {list(expected)}")
             return None
@@ -149,9 +177,21 @@ class _Binder:
         self.nbytes += getattr(loaded, "nbytes", 0)
         return loaded
 
+    def _found(self, names: Sequence[str], shape: tuple[int | AnySize, ...]) -> str | None:
+        """Return the file's tensor of one of these names: the first that has this shape, or else the first."""
+        present = [self._names[name] for name in names if name in self._names]
+        fitting = [name for name in present if self._source.tensors[name].shape == shape]
+        return next(iter(fitting + present), None)
+
     def _spellings(self, declared: TensorField, gguf: str, hf: str) -> list[str]:
         names, prefix = (declared.gguf, gguf) if self._source.kind == "gguf" else (declared.hf, hf)
         return [prefix + name for name in ((names,) if isinstance(names, str) else names or ())]
+
+
+def _size(declared: Size, config: Any) -> int | AnySize:
+    """Return a dimension of a tensor, or what equals any if the config leaves it to the file."""
+    found = declared if isinstance(declared, int) else getattr(config, declared)
+    return ANY if found is None else int(found)
 
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:

@@ -105,10 +105,13 @@ def tensor(
 ) -> Any:  # Any, so that the annotation beside it decides the type
     """Declare a tensor, slowest dimension first: `out: Matrix = tensor("hidden", "queries", gguf=..., hf=...)`.
 
+    A size whose config attribute is None is whatever the file has.
+
     Annotate with Matrix what goes into `linear` and `embed` (kept in the file's own format), and with Array small
     vectors such as norms and biases (widened to float32). An optional one is None when the file has none. Without a
-    name for a kind of file, such files never hold it. hf_part=(1, 3): the second third of a tensor's rows, as where
-    query, key and value are one. transposed: a Matrix that files hold as [in, out].
+    name for a kind of file, such files never hold it; of several names the first whose tensor has the shape counts,
+    since files of different origin may even exchange names. hf_part=(1, 3): the second third of a tensor's rows, as
+    where query, key and value are one. transposed: a Matrix that files hold as [in, out].
     """
     return dataclasses.field(metadata={"tensor": TensorField(shape, gguf, hf, optional, tied, hf_part, transposed)})
 
@@ -270,7 +273,8 @@ class Architecture:
     cache: Callable[[Any], list[CacheLayer]]  # the layout, from the config
     stop_tokens: tuple[str, ...] = ()  # control tokens that end a reply besides those the file names
     vision: type[Encoder] | None = None
-    # Its constructors are those of a Config, and return None for files without images.
+    # Its constructors are those of a Config, and return None for files without images. `from_hf` finds what a
+    # checkpoint's preprocessor_config.json says as the section "preprocessor".
     vision_config: type[Any] | None = None
     streams: int = 1  # of positions
     # How checkpoints may begin a name, and what the names in this architecture's tables begin with instead.

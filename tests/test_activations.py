@@ -11,7 +11,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from puna.core.errors import BadModel
-from puna.core.tensor import activate, conv_patches, gated_mlp, layer_norm, mlp
+from puna.core.tensor import activate, conv_patches, gated_mlp, layer_norm, mlp, pool_patches, soft_cap
 from puna.core.tensor.activations import LITTLE, PIECE
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import CpuMatrix
@@ -222,3 +222,26 @@ def test_each_patch_is_multiplied_with_the_kernel(images, kernel):
 def test_images_that_patches_do_not_fill_are_refused(images):
     with pytest.raises(BadModel, match=r"images \[1, .*\] are not made of patches that weights \[5, 3, 4, 4\] take"):
         conv_patches(np.zeros(images, np.float32), np.zeros((5, 3, 4, 4), np.float32))
+
+
+@pytest.mark.parametrize(("shape", "size"), [((4, 6, 5), 2), ((3, 3, 1), 3), ((12, 4, 7), 4), ((2, 3, 4), 1)])
+def test_each_square_of_patches_becomes_its_average(shape, size):
+    x = floats(np.random.default_rng(0), *shape)
+    found = pool_patches(x, size)
+    assert (found.dtype, found.shape) == (np.float32, (shape[0] // size, shape[1] // size, shape[2]))
+    for row, column in np.ndindex(*found.shape[:2]):
+        square = x[row * size : (row + 1) * size, column * size : (column + 1) * size].astype(np.float64)
+        np.testing.assert_allclose(found[row, column], square.mean(axis=(0, 1)), rtol=1e-5, atol=1e-6)
+
+
+# ---- soft caps -----------------------------------------------------------------------------------------------------
+
+
+def test_a_soft_cap_bends_numbers_towards_it_and_leaves_its_argument_alone():
+    x = np.float32([[0.0, 1e-3, -1.0, 30.0], [-30.0, 1e4, -np.inf, np.nan]])
+    before = x.copy()
+    found = soft_cap(x, 30.0)
+    assert found.dtype == np.float32
+    expected = [[30.0 * math.tanh(value / 30.0) for value in row] for row in before.tolist()]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_array_equal(x, before)

@@ -216,6 +216,29 @@ def test_without_lengths_all_rows_are_one_stretch():
     np.testing.assert_allclose(found[699, 16:], expected, rtol=1e-5, atol=3e-6)
 
 
+@pytest.mark.parametrize("each", [1, 37, 64, 700])
+def test_rows_that_are_asked_for_in_parts_get_what_they_get_at_once(each):
+    rng = np.random.default_rng(0)
+    q, k, v = floats(rng, 700, 2, 16), floats(rng, 700, 2, 16), floats(rng, 700, 2, 24)
+    at_once = attend_all(q, k, v, scale=0.25)
+    for start in range(0, 700, each * 5):
+        part = attend_all(q[start : start + each], k, v, scale=0.25)
+        np.testing.assert_array_equal(part, at_once[start : start + each])
+
+
+def test_more_rows_than_there_are_keys_see_them_all():
+    rng = np.random.default_rng(0)
+    q, k, v = floats(rng, 90, 1, 16), floats(rng, 3, 1, 16), floats(rng, 3, 1, 16)
+    expected = mixture(q[89, 0], k[:, 0].astype(np.float64), v[:, 0], 0.25)
+    np.testing.assert_allclose(attend_all(q, k, v, scale=0.25)[89], expected, rtol=1e-5, atol=3e-6)
+
+
+def test_rows_that_have_nothing_to_see_are_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(BadModel, match=r"attention of 5 rows in stretches of \[0\]"):
+        attend_all(floats(rng, 5, 1, 4), floats(rng, 0, 1, 4), floats(rng, 0, 1, 4), scale=1.0)
+
+
 @pytest.mark.parametrize("lengths", [[2, 2], [6], [6, -1]])
 def test_lengths_that_do_not_add_up_are_refused(lengths):
     rng = np.random.default_rng(0)

@@ -145,6 +145,14 @@ def test_a_huge_value_is_shown_shortened():
     assert "..." in message
 
 
+@pytest.mark.parametrize(
+    ("value", "holds"), [([1], True), (np.array([1]), True), (1, False), ("a", False), (None, False)]
+)
+def test_a_key_that_may_hold_one_value_or_many_is_asked_which(value, holds):
+    assert Keys({"n": value}).holds_list("n") is holds
+    assert not Keys({}).holds_list("n")
+
+
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),

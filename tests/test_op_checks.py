@@ -8,6 +8,7 @@ from puna.core.tensor import (
     activate,
     attend,
     attend_all,
+    concat,
     conv_patches,
     embed,
     gated_mlp,
@@ -15,11 +16,13 @@ from puna.core.tensor import (
     linear,
     mlp,
     moe,
+    pool_patches,
     project,
     rms_norm,
     rope,
     rope_table,
     rotations,
+    soft_cap,
 )
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import CpuMatrix, Experts
@@ -99,6 +102,7 @@ CASES = {  # a name, how the operation is called for T tokens, and the sizes of 
         (D,),
     ),
     "activate": (lambda x: activate(x, "silu"), lambda T: [floats(T, D)], (D,)),
+    "soft_cap": (lambda x: soft_cap(x, 3.0), lambda T: [floats(T, D)], (D,)),
     "rope": (rope, lambda T: [floats(T, H, E), turn(T)], (H, E)),
     "embed": (embed, lambda T: [counted(T), matrix(VOCABULARY, D)], (D,)),
     "attend": (lambda q, seen: attend(q, seen, scale=1.0), lambda T: [floats(T, H, E), seen_of(T)], (H * F,)),
@@ -107,11 +111,13 @@ CASES = {  # a name, how the operation is called for T tokens, and the sizes of 
         lambda T: [floats(T, H, E), floats(T, K, E), floats(T, K, F)],
         (H * F,),
     ),
+    "concat": (concat, lambda T: [floats(T, H, E), floats(0, H, E)], (H, E)),
     "conv_patches": (
         conv_patches,
         lambda T: [floats(T, 3, 4, 6), floats(D, 3, 2, 2), floats(D)],  # T images
         (6, D),
     ),
+    "pool_patches": (lambda x: pool_patches(x, 2), lambda T: [floats(2 * T, 4, D)], (2, D)),
     "store": (store, lambda T: [floats(T, K, E), floats(T, K, F), counted(T), tiles_of(T)], None),
 }
 RESULTS = [name for name, (_, _, row) in CASES.items() if row is not None]
@@ -225,11 +231,16 @@ MISFITS = [
     ("attend", X, floats(3, H * E), r"^attend: q is float32 \[3, 128\], expected float32 \[any, any, any\]$"),
     ("attend", X, floats(2, H, E), r"^attention of 2 rows, expected 3"),
     ("attend", X, floats(4, H, E), r"^attention of 4 rows, expected 3"),
-    ("attend_all", 1, floats(2, K, E), r"^attend_all: k is float32 \[2, 2, 32\], expected float32 \[3, any, 32\]$"),
+    ("attend_all", 1, floats(2, K, E), r"^attend_all: v is float32 \[3, 2, 20\], expected float32 \[2, 2, any\]$"),
     ("attend_all", 1, floats(3, K, E - 1), r"^attend_all: k is"),
     ("attend_all", 2, floats(3, K + 1, F), r"^attend_all: v is float32 \[3, 3, 20\], expected float32 \[3, 2, any\]$"),
     ("attend_all", 0, floats(3, 3, E), r"^attention of 3 query heads of 32 over 2 key heads of 32"),
+    ("concat", 1, floats(3, H, E + 1), r"^concat: a part is float32 \[3, 4, 33\], expected float32 \[any, 4, 32\]$"),
+    ("concat", 1, floats(3, E), r"^concat: a part is float32 \[3, 32\]"),
     ("conv_patches", 2, floats(D - 1), r"^conv_patches: bias is float32 \[63\], expected float32 \[64\]$"),
+    ("pool_patches", X, floats(16, D), r"^pool_patches: x is float32 \[16, 64\], expected float32 \[any, any, any\]$"),
+    ("pool_patches", X, floats(4, 5, D), r"^an image of 4 x 5 patches is not made of squares of 2 x 2$"),
+    ("pool_patches", X, floats(3, 4, D), r"^an image of 3 x 4 patches"),
     ("store", 0, floats(3, K + 1, E), r"^store: k is float32 \[3, 3, 32\], expected float32 \[3, 2, 32\]$"),
     ("store", 0, floats(2, K, E), r"^store: k is float32 \[2, 2, 32\]"),
     ("store", 1, floats(3, K, 33), r"^store: values of 33 in tiles that have room for 32$"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from puna.core.errors import BadModel
-from puna.core.model import check_table, find_architecture, load_model, read_config
+from puna.core.model import check_table, find_architecture, load_model, read_config, read_vision_config
 from puna.core.plugin import (
     Architecture,
     Array,
@@ -40,6 +40,7 @@ class MemorySource:
     kind: str
     metadata: dict[str, Any]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def tensors(self):
@@ -55,7 +56,7 @@ class MemorySource:
         pass
 
     def side_file(self, name):
-        return None
+        return self.files.get(name)
 
     def close(self):
         pass
@@ -208,6 +209,101 @@ def test_a_missing_size_is_named():
     del source.metadata["toy.embedding_length"]
     with pytest.raises(BadModel, match=r"^GGUF metadata: key toy\.embedding_length is missing$"):
         load(source)
+
+
+class Halves(Module):
+    """One tensor of a checkpoint is two here, and the config does not say how wide they are."""
+
+    config: Config
+    left: Matrix = tensor("width", "inner", hf="both.weight", hf_part=(0, 2))
+    right: Matrix = tensor("width", "inner", hf="both.weight", hf_part=(1, 2))
+    left_bias: Array = tensor("width", hf="both.bias", hf_part=(0, 2))
+    right_bias: Array = tensor("width", hf="both.bias", hf_part=(1, 2))
+
+
+class OpenConfig(Config, frozen=True):
+    inner: None = None
+
+
+def load_halves(**arrays):
+    given = {"both.weight": numbers(8, 3), "both.bias": numbers(8)} | arrays
+    metadata = {"architectures": ["ToyForCausalLM"], "num_hidden_layers": 1, "hidden_size": 4}
+    source = MemorySource("safetensors", metadata, given)
+    return load_model(
+        architecture(gguf=(), hf=("ToyForCausalLM",), config=OpenConfig, model=Halves), source, CpuLoader(precise=True)
+    )
+
+
+def test_parts_of_a_tensor_s_rows_are_tensors_of_their_own():
+    model = load_halves().model
+    np.testing.assert_array_equal(wide(model.left), numbers(8, 3)[:4])
+    np.testing.assert_array_equal(wide(model.right), numbers(8, 3)[4:])
+    np.testing.assert_array_equal(model.left_bias, numbers(8)[:4])
+    np.testing.assert_array_equal(model.right_bias, numbers(8)[4:])
+
+
+def test_a_size_that_the_config_leaves_open_is_the_file_s():
+    assert load_halves(**{"both.weight": numbers(8, 5)}).model.left.shape == (4, 5)
+    with pytest.raises(BadModel, match=r"both\.weight is \[3, 5\], expected \[4, any\]"):
+        load_halves(**{"both.weight": numbers(6, 5)})
+
+
+class Crossed(Module):
+    """Some files call each of two tensors what others call the other one."""
+
+    config: Config
+    up: Matrix = tensor("pairs", "width", gguf=("up", "down", "first"))
+    down: Matrix = tensor("width", "pairs", gguf=("down", "up", "second"))
+    bias: Array = tensor("pairs", gguf=("up.bias", "bias"))
+
+
+def load_crossed(**arrays):
+    metadata = {"general.architecture": "toy", "toy.block_count": 1, "toy.embedding_length": 4}
+    source = MemorySource("gguf", metadata, {name.replace("__", "."): array for name, array in arrays.items()})
+    return load_model(architecture(model=Crossed), source, CpuLoader(precise=True)).model
+
+
+@pytest.mark.parametrize("up, down", [("up", "down"), ("down", "up"), ("first", "second")])
+def test_of_several_names_the_first_whose_tensor_fits_counts(up, down, caplog):
+    model = load_crossed(**{up: numbers(2, 4), down: -numbers(4, 2)}, bias=numbers(2), up__bias=numbers(4))
+    np.testing.assert_array_equal(wide(model.up), numbers(2, 4))
+    np.testing.assert_array_equal(wide(model.down), -numbers(4, 2))
+    np.testing.assert_array_equal(model.bias, numbers(2))
+    assert "1 tensors are not used by this architecture: up.bias" in caplog.text
+
+
+def test_of_several_names_none_of_which_fits_the_first_is_complained_of():
+    with pytest.raises(BadModel) as caught:
+        load_crossed(up=numbers(2, 5), first=numbers(5, 2), bias=numbers(2))
+    message = str(caught.value)
+    assert "up is [2, 5], expected [2, 4]" in message
+    assert "up is [2, 5], expected [4, 2]" in message
+    with pytest.raises(BadModel, match=r"down or up or second is missing \(expected \[4, 2\]\)"):
+        load_crossed(first=numbers(2, 4), bias=numbers(2))
+
+
+class Look(msgspec.Struct):
+    mean: float
+
+    @classmethod
+    def from_hf(cls, keys):
+        processor = keys.section("preprocessor")
+        return None if processor is None else cls(processor.number("mean"))
+
+
+def test_the_config_of_an_encoder_reads_the_processor_s_file():
+    def look(**files):
+        source = MemorySource("safetensors", {}, files={name + ".json": data for name, data in files.items()})
+        return read_vision_config(Look, source)
+
+    assert look(preprocessor_config=b'{"mean": 0.5}') == Look(0.5)
+    assert look() is None
+    with pytest.raises(BadModel, match=r"^config\.json: preprocessor: key mean is 'a', expected a number$"):
+        look(preprocessor_config=b'{"mean": "a"}')
+    with pytest.raises(BadModel, match=r"^preprocessor_config\.json is not JSON"):
+        look(preprocessor_config=b"[")
+    with pytest.raises(BadModel, match=r"^preprocessor_config\.json holds a list; expected an object$"):
+        look(preprocessor_config=b"[]")
 
 
 class Wrong(Module):

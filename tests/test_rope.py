@@ -200,7 +200,8 @@ def test_a_gguf_rule_without_a_meaning_is_refused_by_key(values, complaint):
 
 
 def test_a_config_without_a_rule_is_not_scaled():
-    assert hf(None) == hf({"rope_type": "default"}) == hf({"type": "default", "mrope_section": [1]}) == NoScaling()
+    plain = {"rope_type": "default"}, {"type": "default", "mrope_section": [1]}, {"type": "mrope", "mrope_section": [1]}
+    assert [hf(rule) for rule in (None, *plain)] == [NoScaling()] * 4
 
 
 def test_a_config_tells_its_rule_in_either_spelling():

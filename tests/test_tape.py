@@ -6,15 +6,18 @@ import pytest
 from puna.core.tensor import (
     activate,
     attend_all,
+    concat,
     gated_mlp,
     layer_norm,
     linear,
     moe,
+    pool_patches,
     project,
     rms_norm,
     rope,
     rope_table,
     rotations,
+    soft_cap,
 )
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import Experts
@@ -50,9 +53,12 @@ STEPS = {
     "project": lambda x: project(x, (Q, BIAS), (K, None))[1],
     "gated_mlp": lambda x: gated_mlp(x, UP, UP, DOWN),
     "activate": lambda x: activate(x, "gelu"),
+    "soft_cap": lambda x: soft_cap(x, 0.5),
+    "pool_patches": lambda x: pool_patches(x.reshape(6, 4, 8), 2),
     "moe": lambda x: moe(x, CHOSEN, SHARE, *EXPERTS),
     "rope": lambda x: rope(x.reshape(3, 4, 16), rotations(POSITIONS, TABLE)),
     "attend_all": lambda x: attend_all(x.reshape(3, 4, 16), x.reshape(3, 4, 16), x.reshape(3, 4, 16), scale=0.25),
+    "concat": lambda x: linear(concat(x, x[1:], rms_norm(x, NORM, 1e-6)), Q),
     "sum": lambda x: x + 2.0 * x + NORM * x,
     "part": lambda x: linear(x.reshape(3, 2, 32)[:, 1], HALF),
     "chain": lambda x: x + linear(rms_norm(x + linear(x, Q), NORM, 1e-6), Q),

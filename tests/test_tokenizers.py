@@ -28,6 +28,7 @@ FILES = [
     "llama-quant/hf", "llama-quant/gguf/model-Q8_0.gguf", "llama-quant/gguf/model-Q4_K_M.gguf",
     "llama-spm/hf", "llama-spm/gguf/model-f16.gguf", "mistral-v3/hf", "mistral-v3/gguf/model-f32.gguf",
     "qwen2/hf", "qwen2/gguf/model-f32.gguf", "qwen3/hf", "qwen3/gguf/model-f32.gguf",
+    "gemma3-text/hf", "gemma3-text/gguf/model-f32.gguf", "gemma3-vl/hf", "gemma3-vl/gguf/model-f32.gguf",
 ]  # fmt: skip
 files = pytest.mark.parametrize("file", FILES)
 
@@ -111,14 +112,24 @@ def test_text_equals_the_published_tokenizers(file):
     assert [tokenizer.decode(case["ids"], special=True) for case in listed] == [case["decoded"] for case in listed]
 
 
+# A GGUF file may call other tokens control tokens than its checkpoint does: Qwen's infilling markers and Gemma's <mask>
+# are ordinary there, and the places of Gemma's pictures are not.
+CALLED_OTHERWISE = {
+    "qwen3/gguf/model-f32.gguf": {
+        "<|im_start|><|im_end|><|quad_start|><|fim_middle|><|file_sep|></tool_response>": "</tool_response>"
+    },
+    "gemma3-text/gguf/model-f32.gguf": {
+        "<eos><start_of_turn><end_of_turn><table><code><start_of_image>": "<table><code><start_of_image>",
+        "x<start_of_image>y <start_of_turn>\n z": "x<start_of_image>y \n z",
+    },
+    "gemma3-vl/gguf/model-f32.gguf": {"<pad><eos><mask>[multimodal]▁▁▁▁▁▁▁": "[multimodal]       "},
+}
+
+
 @files
 def test_text_without_control_tokens_equals_the_published_tokenizers(file):
-    # The file calls Qwen's infilling markers control tokens, the checkpoint calls them ordinary added tokens.
-    hidden_in_gguf = {
-        "<|im_start|><|im_end|><|quad_start|><|fim_middle|><|file_sep|></tool_response>": "</tool_response>"
-    }
-    differs = hidden_in_gguf if file == "qwen3/gguf/model-f32.gguf" else {}
-    tokenizer = opened(file)
+    tokenizer, differs = opened(file), CALLED_OTHERWISE.get(file, {})
+    assert differs.keys() <= {case["text"] for case in cases(file)["tokenizer"]}
     for case in cases(file)["tokenizer"]:
         assert tokenizer.decode(case["ids"]) == differs.get(case["text"], case["decoded_skip_special"])
 
@@ -159,6 +170,8 @@ def control_texts(file: str) -> dict[str, int]:
 def test_untrusted_text_cannot_write_control_tokens(file):
     tokenizer, control = opened(file), control_texts(file)
     control.pop("[UNK]", None)  # what no piece spells is unknown, whoever wrote it
+    if file == "gemma3-text/gguf/model-f32.gguf":
+        del control["<image_soft_token>"]  # it has no embedding, and the file no token for it
     for text, token in control.items():
         assert token in ids(tokenizer, f"a{text}b")
         spelled = ids(tokenizer, f"a{text}b", special=False)
@@ -332,7 +345,8 @@ def test_threads_do_not_disturb_each_other(file):
 
 STOPS = {
     "bert-minilm": [], "llama-bpe": [408, 415, 416], "llama-quant": [404, 411, 412], "llama-spm": [2],
-    "mistral-swa": [2], "mistral-v3": [2], "qwen2": [400, 402], "qwen3": [400, 402],
+    "mistral-swa": [2], "mistral-v3": [2], "qwen2": [400, 402], "qwen3": [400, 402], "gemma3-text": [1, 9],
+    "gemma3-vl": [1, 9],
 }  # fmt: skip
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Ids
-from contextlib import AsyncExitStack, ExitStack, aclosing, closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, aclosing, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadRequest, RunnerDied, Unsupported
+from ..memory.allocation import give_back_freed_memory, use_one_heap
 from ..model import LoadedModel, find_architecture, load_model
 from ..plugin import Architecture, Encoder
 from ..protocols import Grammar, Grammars, StopRule, Tokenizer
 from ..tensor.cpu import CpuLoader
+from ..tensor.packing import get_ready_to_pack
 from ..tensor.source import WeightSource
+from ..tensor.team import TEAM
 from ..tensor.weights import open_weights
 from .draft import check_same_tokens, speaking_of_draft
 from .engine import Engine, EngineOptions
@@ -54,21 +58,20 @@ class InlineRunner:
         draft: Files | None = None,
     ) -> None:
         """Load a model, and the small one that guesses ahead for it, if any. Blocks: call it off the event loop."""
-        with ExitStack() as opened:
 
-            def load(files: Files) -> tuple[LoadedModel, Tokenizer]:
-                source = opened.enter_context(closing(open_weights(files)))
-                model = load_model(find_architecture(architectures, source), source, CpuLoader(precise=options.precise))
-                return model, text.open_tokenizer(source)
+        def load(files: Files) -> tuple[LoadedModel, Tokenizer]:
+            return _load(files, architectures, text.open_tokenizer, precise=options.precise)
 
-            model, self._tokenizer = load(files)
-            guessing = None
-            if draft and options.speculate:
-                with speaking_of_draft():
-                    guessing, its_tokenizer = load(draft)
-                    check_same_tokens(self._tokenizer, its_tokenizer)
-            self._stop_ids = _stop_ids(self._tokenizer, model.architecture)
-            self._sources = opened.pop_all()
+        use_one_heap()
+        TEAM.resize(options.threads)  # which pack the weights, too
+        model, self._tokenizer = load(files)
+        guessing = None
+        if draft and options.speculate:
+            with speaking_of_draft():
+                guessing, its_tokenizer = load(draft)
+                check_same_tokens(self._tokenizer, its_tokenizer)
+        give_back_freed_memory()
+        self._stop_ids = _stop_ids(self._tokenizer, model.architecture)
         self._stop_rule = text.stop_rule
         weight_bytes = model.weight_bytes + (guessing.weight_bytes if guessing else 0)
         self._grammars = GrammarThread(text.open_grammars(self._tokenizer, self._stop_ids))
@@ -157,7 +160,6 @@ class InlineRunner:
         await asyncio.to_thread(self._grammars.close)
         if self._viewer is not None:
             self._viewer.close()
-        self._sources.close()
 
     def _sequence(
         self, request: Generate, spans: Spans | None, grammar: Grammar | None, emit: Callable[[Event], None]
@@ -181,6 +183,23 @@ class InlineRunner:
         for token in tokens:
             if not 0 <= token < self._facts.vocabulary:
                 raise BadRequest(f"token {token} is outside the model's vocabulary of {self._facts.vocabulary}")
+
+
+def _load(
+    files: Files,
+    architectures: Ids[Architecture],
+    open_tokenizer: Callable[[WeightSource], Tokenizer],
+    *,
+    precise: bool,
+) -> tuple[LoadedModel, Tokenizer]:
+    """Return a model and its tokenizer, which is opened meanwhile: weights are packed without Python's lock."""
+    with closing(open_weights(files)) as source, ThreadPoolExecutor(1, "puna-tokenizer") as beside:
+        architecture = find_architecture(architectures, source)
+        if not precise:
+            # Kernels are loaded with the lock held, so before the tokenizer wants it too.
+            get_ready_to_pack({info.format for info in source.tensors.values() if len(info.shape) > 1})
+        tokenizer = beside.submit(open_tokenizer, source)
+        return load_model(architecture, source, CpuLoader(precise=precise)), tokenizer.result()
 
 
 def _stop_ids(tokenizer: Tokenizer, architecture: Architecture) -> frozenset[int]:

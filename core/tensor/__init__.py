@@ -8,6 +8,7 @@ from .ops import (
     activate,
     attend,
     attend_all,
+    concat,
     conv_patches,
     embed,
     gated_mlp,
@@ -15,12 +16,15 @@ from .ops import (
     linear,
     mlp,
     moe,
+    pool_patches,
     project,
     rms_norm,
     rope,
     rotations,
+    soft_cap,
 )
 from .rope import (
+    Linear,
     Pairing,
     RopeTable,
     Scaling,
@@ -34,6 +38,7 @@ from .rope import (
 __all__ = [
     "Activation",
     "Array",
+    "Linear",
     "Matrix",
     "Pairing",
     "RopeTable",
@@ -42,6 +47,7 @@ __all__ = [
     "activate",
     "attend",
     "attend_all",
+    "concat",
     "conv_patches",
     "embed",
     "gated_mlp",
@@ -50,6 +56,7 @@ __all__ = [
     "linear",
     "mlp",
     "moe",
+    "pool_patches",
     "project",
     "rms_norm",
     "rope",
@@ -58,4 +65,5 @@ __all__ = [
     "rotations",
     "scaling_from_gguf",
     "scaling_from_hf",
+    "soft_cap",
 ]

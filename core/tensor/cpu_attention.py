@@ -75,15 +75,15 @@ def attend_all(q: Floats, k: Floats, v: Floats, *, scale: float, lengths: Sequen
     Keys and values are put into tiles once, each stretch beginning a tile of its own.
     """
     expect("attend_all: q", q, (ANY, ANY, ANY))
-    P, H, E = q.shape
-    expect("attend_all: k", k, (P, ANY, E))
-    K = k.shape[1]
+    N, H, E = q.shape
+    expect("attend_all: k", k, (ANY if lengths is None else N, ANY, E))
+    P, K, _ = k.shape
     expect("attend_all: v", v, (P, K, ANY))
     F = v.shape[2]
     sizes = np.array([P] if lengths is None else lengths, np.int32)
-    if sizes.sum() != P or (sizes < 0).any():
-        raise BadModel(f"attention of {P} rows in stretches of {sizes.tolist()}: they do not fit")
-    if P == 0:
+    if sizes.sum() != P or (sizes < 0).any() or (P == 0 and N > 0):
+        raise BadModel(f"attention of {N} rows in stretches of {sizes.tolist()}: they do not fit")
+    if N == 0:
         return np.empty((0, H * F), np.float32)
     counts = -(-sizes // LANES)  # of tiles
     stops, first_tiles = np.cumsum(sizes, dtype=np.int32), np.cumsum(counts, dtype=np.int32) - counts
@@ -91,8 +91,9 @@ def attend_all(q: Floats, k: Floats, v: Floats, *, scale: float, lengths: Sequen
     tiles = new_tiles(int(counts.sum()), K, E, F, "f32")
     slots = np.arange(P, dtype=np.int32) + np.repeat(first_tiles * LANES - starts, sizes)
     store(np.ascontiguousarray(k), np.ascontiguousarray(v), slots, tiles)
-    rows = np.stack([starts, stops, np.zeros_like(starts), first_tiles], axis=1)
+    asking = sizes if lengths is not None else np.array([N], np.int32)
+    rows = np.stack([starts, starts + asking, np.zeros_like(starts), first_tiles], axis=1)
     spans = CpuSpans(tiles, rows, np.arange(len(tiles.keys), dtype=np.int32))
-    until = np.repeat(sizes - 1, sizes)
+    until = np.repeat(sizes - 1, asking)
     seen: Floats = attend(q, CpuSeen((spans,), F, until=until), scale=scale)
     return seen

@@ -1,4 +1,4 @@
-"""The operations of encoders on numpy arrays: norms with a mean, activations, plain MLPs, and patches of images."""
+"""Operations on numpy arrays that encoders need: norms with a mean, activations, plain MLPs, and patches of images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy.typing as npt
 from ..errors import BadModel
 from . import ops
 from .activations import layer_norm_rows
-from .checks import expect
+from .checks import ANY, expect
 from .pointwise import activate_in_place
-from .tape import contiguous, room
+from .tape import contiguous, do, room
 
 Floats = npt.NDArray[np.float32]
 
@@ -39,6 +39,17 @@ def activate(x: Floats, activation: ops.Activation) -> Floats:
     return out
 
 
+@ops.soft_cap.register(np.ndarray)
+def soft_cap(x: Floats, cap: float) -> Floats:
+    """Return cap · tanh(x / cap)."""
+    expect("soft_cap: x", x)
+    out = room(x.shape)
+    do(np.divide, x, np.float32(cap), out)
+    do(np.tanh, out, out)
+    do(np.multiply, out, np.float32(cap), out)
+    return out
+
+
 @ops.mlp.register(np.ndarray)
 def mlp(
     x: Floats,
@@ -52,6 +63,14 @@ def mlp(
     inner: Floats = ops.linear(x, up, biases[0])  # type: ignore[assignment]
     activate_in_place(inner, activation)
     return ops.linear(inner, down, biases[1])  # type: ignore[return-value]
+
+
+@ops.concat.register(np.ndarray)
+def concat(*parts: Floats) -> Floats:
+    """Return the rows of all parts, one below the other."""
+    for part in parts:
+        expect("concat: a part", part, (ANY, *parts[0].shape[1:]))
+    return np.concatenate(parts)
 
 
 @ops.conv_patches.register(np.ndarray)
@@ -77,3 +96,15 @@ def _unfold(pixels: Floats, kernel: tuple[int, ...]) -> Floats:
     cut = pixels.reshape(N, C, *(n for pair in zip(grid, patch, strict=True) for n in pair))
     across, within = range(2, cut.ndim, 2), range(3, cut.ndim, 2)
     return cut.transpose(0, *across, 1, *within).reshape(N, math.prod(grid), C * math.prod(patch))
+
+
+@ops.pool_patches.register(np.ndarray)
+def pool_patches(x: Floats, size: int) -> Floats:
+    """Return the average of each square of size x size patches, [rows / size, columns / size, D]."""
+    expect("pool_patches: x", x, (ANY, ANY, ANY))
+    rows, columns, D = x.shape
+    if rows % size or columns % size:
+        raise BadModel(f"an image of {rows} x {columns} patches is not made of squares of {size} x {size}")
+    squares = x.reshape(rows // size, size, columns // size, size, D)
+    averages: Floats = squares.mean(axis=(1, 3))
+    return averages

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..errors import BadFile, BadModel, NotFound
 from .blocks import BlockFormat, by_id
-from .mapped import MappedTensor, describe, map_file, place
+from .mapped import MappedTensor, describe, map_file, place, release
 from .source import TensorInfo
 
 MAGIC = b"GGUF"
@@ -62,6 +62,7 @@ def read_gguf(path: Path) -> GGUFFile:
     alignment = _alignment(path, metadata)
     described = _read_tensors(cursor, tensor_count, alignment)
     start = -(-cursor.at // alignment) * alignment
+    release(cursor.data, 0, start)  # metadata are copies: a vocabulary would stay in memory twice
     return GGUFFile(path, metadata, place(path, cursor.data, [(info, start + offset) for info, offset in described]))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -18,12 +18,11 @@ import llvmlite
 import llvmlite.binding as llvm
 import numba
 import numpy as np
-from filelock import FileLock
 from numba.core import config
-from numba.core.caching import IndexDataCacheFile
 from numba.core.codegen import get_host_cpu_features
 
 from ..settings import read_setting
+from .kernel_cache import keep_kernels_in
 
 # Named one by one: bare fastmath would also make isnan(x) and x == -inf false, and masks hold -inf.
 FAST = {"reassoc", "contract", "arcp", "nsz"}
@@ -47,32 +46,7 @@ def _processor() -> tuple[str, str]:
 
 
 KERNELS = cache_folder()  # of this process: the sources may change while it runs
-
-
-config.CACHE_DIR = str(KERNELS)  # type: ignore[attr-defined]
-
-
-def _one_at_a_time(method: Any) -> Any:
-    """Return a method of numba's cache that only one process runs at a time.
-
-    An entry is two files, a number in an index and the code of that number. Of two processes that add entries at once
-    each may take the same number, and the index of one then points at the code of the other, for good.
-    """
-
-    @wraps(method)
-    def locked(self: Any, *args: Any) -> Any:
-        try:
-            KERNELS.mkdir(parents=True, exist_ok=True)
-            with FileLock(KERNELS / "lock"):
-                return method(self, *args)
-        except OSError:  # a folder that cannot be written to: numba has its own way with those
-            return method(self, *args)
-
-    return locked
-
-
-for _name in ("save", "load"):
-    setattr(IndexDataCacheFile, _name, _one_at_a_time(getattr(IndexDataCacheFile, _name)))
+keep_kernels_in(KERNELS)
 
 kernel: Callable[..., Any] = partial(numba.njit, cache=True, nogil=True)
 

@@ -29,10 +29,14 @@ class MappedTensor:
 
     def release(self) -> None:
         """Let the system take back the memory of pages that hold nothing but this tensor; later reads bring it back."""
-        first = -(-self.start // mmap.PAGESIZE) * mmap.PAGESIZE
-        last = (self.start + self.info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if last > first:
-            self.map.madvise(mmap.MADV_DONTNEED, first, last - first)
+        release(self.map, self.start, self.start + self.info.nbytes)
+
+
+def release(data: mmap.mmap, start: int, stop: int) -> None:
+    """Let the system take back the memory of the pages that lie between these bytes of a map, as a whole."""
+    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        data.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def open_regular(path: Path) -> BinaryIO:

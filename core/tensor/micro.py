@@ -25,6 +25,7 @@ from .simd import BYTE, BYTES, CODES, FLOAT, FLOATS, INT, INTS, LANES, Emitter, 
 
 VECTOR = 4 * GROUP  # bytes of sixteen float32
 AHEAD = 6144  # bytes of weights that are asked for before they are unpacked: the time memory takes to answer
+LINE = 64  # bytes of a cache line
 CHUNK = 8  # sub-blocks of 32 columns that are unpacked at once: 8 or 16 KB of codes for a pair stay in the first cache
 CODE_BYTES = code_bytes()
 DOTS = STEPS * CODE_BYTES  # dot products of vectors in 32 columns
@@ -61,11 +62,8 @@ def unpack(typing: Any, name: Any, records: Any, record: Any, lane: Any, sub: An
         scale_at = builder.add(builder.mul(sub_, ir.Constant(sub_.type, SUB // layout.sub * PAIR)), lane_)
         scales, lows = (e.move(e.move(start, place), scale_at, VECTOR) for place in (INDEX(SCALES_AT), INDEX(LOWS_AT)))
         target = e.move(e.move(start, lane_, BYTES), sub_, DOTS * PAIR * BYTES)
-        lines, count = range(0, layout.places["end"], BYTES), layout.unit // SUB * STEPS
         planes = _planes(e, layout, source)
-        for step in range(count):
-            for line in lines[len(lines) * step // count : len(lines) * (step + 1) // count]:
-                e.prefetch(source, AHEAD + line)
+        for step in range(layout.unit // SUB * STEPS):
             for part, codes in enumerate(e.multiplied(_code(e, layout, planes, step))):
                 e.store(codes, target, (step * CODE_BYTES + part) * PAIR * BYTES)
         for place, values in ((scales, _scales(e, layout, source)), (lows, _lows(e, layout, source))):
@@ -184,25 +182,26 @@ def _power_of_two(e: Emitter, exponents: Any) -> Any:
 @intrinsic(prefer_literal=True)
 def multiply(
     typing: Any, name: Any, width: Any, unpacked: Any, subs: Any, codes: Any, code_at: Any, starts: Any, start_at: Any,
-    pairs: Any, pair_at: Any, steps: Any, step_at: Any, out: Any, out_at: Any,
+    pairs: Any, pair_at: Any, steps: Any, step_at: Any, out: Any, out_at: Any, ahead: Any, lines: Any,
 ) -> Any:  # fmt: skip
     """Add the products of `subs` unpacked sub-blocks of a pair of groups with `width` columns of activations.
 
     out[j, g, row] += step_j * (scale * (code - offset) · x_j + minimum * sum(x_j)), summed over what was unpacked. The
     addresses from codes to steps are those of `Quantised`, and where this tile's part begins. out: float32
-    [width, PAIR, 16].
+    [width, PAIR, 16]. Each sub-block asks for `lines` cache lines, those from the address `ahead` on.
     """
     layout, columns = LAYOUTS[name.literal_value], width.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder)
         weights = Unpacked(e, layout, e.address(context, signature.args[2], args[2]))
-        _multiply(e, layout, columns, weights, args[3], _addresses(e, context, signature, args, 4))
+        asked = e.address(context, signature.args[14], args[14]), args[15]
+        _multiply(e, layout, columns, weights, args[3], _addresses(e, context, signature, args, 4), asked)
         return context.get_dummy_value()
 
     index = types.intp
     arrays = [item for array in (codes, starts, pairs, steps, out) for item in (array, index)]
-    return types.void(name, width, unpacked, index, *arrays), emit
+    return types.void(name, width, unpacked, index, *arrays, index, index), emit
 
 
 @intrinsic(prefer_literal=True)
@@ -321,15 +320,28 @@ class Records:
 Weights = Unpacked | Records
 
 
-def _multiply(e: Emitter, layout: Layout, columns: int, weights: Weights, subs: Any, at: dict[str, Any]) -> None:
-    """Emit the product of `subs` sub-blocks of a pair of groups with a tile of activations."""
+def _multiply(
+    e: Emitter, layout: Layout, columns: int, weights: Weights, subs: Any, at: dict[str, Any], asked: Any = None
+) -> None:
+    """Emit the product of `subs` sub-blocks of a pair of groups with a tile of activations.
+
+    asked: None, or the address from which on each sub-block asks for cache lines, and how many.
+    """
     for count, first in column_parts(e.builder, columns, EACH):
         here = {name: e.move(start, first, PAIR * VECTOR if name == "out" else 4) for name, start in at.items()}
         tile = Tile(e, layout, columns, count, here)
         tile.begin()
         with cgutils.for_range(e.builder, subs) as loop:
+            if asked is not None:
+                _ask(e, asked[0], asked[1], loop.index)
             tile.add_sub_block(weights.at(loop.index), tile.at_sub_block(loop.index))
         tile.end(weights)
+
+
+def _ask(e: Emitter, start: Any, lines: Any, index: Any) -> None:
+    """Emit requests for the index-th stretch of so many cache lines."""
+    with cgutils.for_range(e.builder, lines) as loop:
+        e.prefetch(e.move(start, e.builder.add(e.builder.mul(index, lines), loop.index), LINE), 0)
 
 
 class Tile:

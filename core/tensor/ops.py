@@ -125,6 +125,11 @@ def activate(x: Array, activation: Activation) -> Array:
 
 
 @Operation
+def soft_cap(x: Array, cap: float) -> Array:
+    """Return cap · tanh(x / cap), which no number leaves the range of. Source: Gemma 2, arXiv:2408.00118, section 2."""
+
+
+@Operation
 def mlp(
     x: Array,
     up: Matrix,
@@ -182,6 +187,14 @@ def conv_patches(pixels: Array, weight: Array, bias: Array | None = None) -> Arr
 
 
 @Operation
+def pool_patches(x: Array, size: int) -> Array:
+    """Return the average of each square of size x size patches. x: [rows, columns, D]; result: [rows', columns', D].
+
+    Raises BadModel if squares do not fill the image.
+    """
+
+
+@Operation
 def rotations(positions: Array, table: RopeTable) -> Rotation:
     """Return the cosines and sines of positions, [T] int32, counted from the start of each sequence.
 
@@ -208,8 +221,13 @@ def attend(q: Array, seen: Seen, *, scale: float, soft_cap: float | None = None)
 
 @Operation
 def attend_all(q: Array, k: Array, v: Array, *, scale: float, lengths: Sequence[int] | None = None) -> Array:
-    """Return softmax(scale · q·kᵀ) · v for each head, where all rows see each other: what encoders of images do.
+    """Return softmax(scale · q·kᵀ) · v for each head, where every row sees all others: what encoders of images do.
 
     With lengths, which add up to P, the rows are stretches of so many that see only themselves. q, k: [P, H, E];
-    v: [P, H, F]; result: [P, H · F].
+    v: [P, H, F]; result: [P, H · F]. Without lengths q may be some of the rows: a large image is attended to in parts.
     """
+
+
+@Operation
+def concat(*parts: Array) -> Array:
+    """Return the rows of all parts, one below the other, in memory of their own. parts: [rows, ...], one or more."""

@@ -6,7 +6,7 @@ same shifts and masks. Source of the block layouts: ggml's block structs; `decod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -35,10 +35,19 @@ def pack(raw: npt.NDArray[np.uint8], form: BlockFormat, arena: Arena | None = No
     rest[: len(raw) - whole * both, : raw.shape[1]] = raw[whole * both :]
     out = (arena or Arena()).empty((whole + len(rest) // both, units, PAIR), record_of(form.name))
     for rows, part in ((raw[: whole * both], out[:whole]), (rest, out[whole:])):
-        rows = rows.view()
-        rows.flags.writeable = False  # as mapped rows are: one compiled version serves both
-        spread(share_packing, len(part), 1, rows, nbytes, part)
+        if len(part) > 0:
+            rows = rows.view()
+            rows.flags.writeable = False  # as mapped rows are: one compiled version serves both
+            spread(share_packing, len(part), 1, rows, nbytes, part)
     return out
+
+
+def get_ready_to_pack(forms: Iterable[BlockFormat]) -> None:
+    """Load the kernels that pack weights of these formats, as far as such weights are packed."""
+    for form in forms:
+        if form.name in {*LAYOUTS, *WIDE_FORMATS}:
+            both = 2 * PAIR * GROUP  # as many pairs as are shared out
+            pack(np.zeros((both, form.row_bytes(256)), np.uint8), form)
 
 
 @kernel

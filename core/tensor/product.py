@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from .abreast import abreast
 from .jit import kernel, specialised
 from .layouts import GROUP, LAYOUTS, PAIR, SUB, WIDE_FORMATS, name_of_records
-from .micro import CHUNK, CODE_BYTES, EACH, PAIRS, SUMS, UNPACKED, multiply, multiply_records, unpack
+from .micro import CHUNK, CODE_BYTES, EACH, LINE, PAIRS, SUMS, UNPACKED, multiply, multiply_records, unpack
 from .operands import WIDE, WIDTH, floats_in_tiles, padded_count, quantised, width_of
 from .pointwise import activate_piece
 from .simd import BYTES
@@ -36,8 +36,8 @@ ROWS = PAIR * GROUP
 SHARES = 8  # for each thread: so that none waits long for another
 RESIDENT = 1 << 20  # bytes of activations that stay in a core's own cache while weights stream past
 SCRATCH = max(UNPACKED, WIDENED)  # bytes of weights in the form that tiles are multiplied with
-# Tokens that weights are unpacked for in registers: once for each tile, which still costs less than memory.
-FEW = 8 if abreast(EACH) >= WIDTH else 1
+# Tokens that weights are unpacked for in registers: one tile.
+FEW = WIDTH if abreast(EACH) >= WIDTH else 1
 CODES_OF = SUB * CODE_BYTES  # bytes of a token's codes in a sub-block
 PLAIN = -1  # form of a product without activation
 
@@ -53,8 +53,9 @@ COUNT, TO, CODES, STARTS, SUMMED, STEPS = range(6)
 
 # --- one pair of groups -----------------------------------------------------------------------------------------------
 
-# The following three are compiled once for each block format: its name and the columns of a step size stand here.
-NAME, COLUMNS = "", 0
+# The following three are compiled once for each block format: its name, the columns of a step size and the bytes of a
+# record stand here.
+NAME, COLUMNS, RECORD = "", 0, 0
 ENTRY_TYPE = types.void(*[types.intp] * 12)
 
 
@@ -93,6 +94,16 @@ def multiply_few(records, units, pair, count, codes, starts, pairs, steps, total
                 )  # fmt: skip
 
 
+@kernel
+def lines_asked(nbytes, tiles):
+    """Return how many cache lines each sub-block of each tile asks for, so that they have asked for the next chunk.
+
+    Memory then answers while tiles are multiplied.
+    """
+    every = tiles * CHUNK
+    return (nbytes // LINE + every) // every
+
+
 def multiply_pair(records, units, pair, low, high, count, codes, starts, pairs, steps, unpacked, total):
     """total[low:high] = activations · weightsᵀ for one pair of groups. low is a multiple of WIDTH."""
     if count <= FEW:
@@ -105,7 +116,12 @@ def multiply_pair(records, units, pair, low, high, count, codes, starts, pairs, 
             for lane in range(PAIR):
                 record = (pair * units + (first + sub) * SUB // COLUMNS) * PAIR + lane
                 unpack(NAME, records, record, lane, sub, unpacked)
+        ahead = records + (pair * units + (first + CHUNK) * SUB // COLUMNS) * PAIR * RECORD
+        coming = RECORD * PAIR * CHUNK * SUB // COLUMNS  # bytes
+        most = lines_asked(coming, (high - low + WIDTH - 1) // WIDTH)
         for base in range(low, high, WIDTH):
+            before = (base - low) // WIDTH * CHUNK * most * LINE
+            asked, lines = ahead + before, most if before < coming else 0
             width = width_of(count - base)
             before = first * padded + base * here
             start_at, tile_at, at = before * SUMS, first // CHUNK * padded + base, (base - low) * ROWS
@@ -114,22 +130,22 @@ def multiply_pair(records, units, pair, low, high, count, codes, starts, pairs, 
             if width == WIDTH:
                 multiply(
                     NAME, WIDTH, unpacked, here, codes, before * CODES_OF, starts, start_at, pairs, tile_at * PAIRS,
-                    steps, step_at, total, at,
+                    steps, step_at, total, at, asked, lines,
                 )  # fmt: skip
             elif width == 4:
                 multiply(
                     NAME, 4, unpacked, here, codes, before * CODES_OF, starts, start_at, pairs, tile_at * PAIRS,
-                    steps, step_at, total, at,
+                    steps, step_at, total, at, asked, lines,
                 )  # fmt: skip
             elif width == 2:
                 multiply(
                     NAME, 2, unpacked, here, codes, before * CODES_OF, starts, start_at, pairs, tile_at * PAIRS,
-                    steps, step_at, total, at,
+                    steps, step_at, total, at, asked, lines,
                 )  # fmt: skip
             else:
                 multiply(
                     NAME, 1, unpacked, here, codes, before * CODES_OF, starts, start_at, pairs, tile_at * PAIRS,
-                    steps, step_at, total, at,
+                    steps, step_at, total, at, asked, lines,
                 )  # fmt: skip
 
 
@@ -160,7 +176,8 @@ def compiled(name: str) -> Any:
     if name in WIDE_FORMATS:
         made = specialised(multiply_wide_pair, f"multiply_{name}", NAME=name)
     else:
-        known = {"NAME": name, "COLUMNS": LAYOUTS[name].unit}
+        layout = LAYOUTS[name]
+        known = {"NAME": name, "COLUMNS": layout.unit, "RECORD": layout.places["end"]}
         few = kernel(specialised(multiply_few, f"multiply_few_{name}", **known))
         made = specialised(multiply_pair, f"multiply_{name}", multiply_few=few, **known)
     return cfunc(ENTRY_TYPE, cache=True)(made)

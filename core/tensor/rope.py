@@ -173,14 +173,18 @@ def scaling_from_gguf(keys: Keys) -> Scaling:
     )
 
 
-def scaling_from_hf(keys: Keys) -> Scaling:
-    """Return the rule that a config.json's `rope_scaling` (or newer `rope_parameters`) describes."""
-    rule = keys.section("rope_scaling") or keys.section("rope_parameters")
+def scaling_from_hf(keys: Keys, rule: Keys | None = None) -> Scaling:
+    """Return the rule that a config.json's `rope_scaling` (or newer `rope_parameters`) describes.
+
+    rule: the section that describes it, where it has another name.
+    """
+    rule = rule or keys.section("rope_scaling") or keys.section("rope_parameters")
     if rule is None:
         return NoScaling()
     name = "rope_type" if "rope_type" in rule else "type"  # the older spelling
-    kind = rule.text(name, "default", allowed=("default", "linear", "llama3", "yarn"))
-    if kind == "default":
+    # "mrope" is how older configs say that there are sections, which are no scaling.
+    kind = rule.text(name, "default", allowed=("default", "linear", "llama3", "yarn", "mrope"))
+    if kind in ("default", "mrope"):
         return NoScaling()
     factor = rule.number("factor", low=1e-6, high=1e6)
     if kind == "linear":

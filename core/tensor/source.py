@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -51,7 +52,7 @@ class WeightSource(Protocol):
         """Return a file that lies beside a checkpoint's weights (tokenizer.json, ...); None if there is none."""
 
     def close(self) -> None:
-        """Give the memory maps back. Arrays from `raw` must not be used afterwards."""
+        """Let go of the memory maps and the metadata. A map lives on as long as an array from `raw` shows it."""
 
 
 class PartOfTensor:
@@ -68,9 +69,9 @@ class PartOfTensor:
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """Return the bytes of the part."""
-        raw = self._whole.raw(name)
-        rows = len(raw) // self._of
-        return raw[self._part * rows : self._part * rows + rows]
+        shape, nbytes = self.tensors[name].shape, self.tensors[name].nbytes
+        part = self._whole.raw(name).reshape(-1)[self._part * nbytes : self._part * nbytes + nbytes]
+        return part.reshape(math.prod(shape[:-1]), -1)
 
     def release(self, name: str) -> None:
         """Do nothing: other parts may still be needed."""

@@ -10,13 +10,13 @@ import math
 import os
 from pathlib import Path
 
-import psutil
-
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def default_threads() -> int:
     """Return the number of threads to compute with on this machine."""
+    import psutil  # not above: a runner is told how many threads it has, and never asks
+
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     physical = psutil.cpu_count(logical=False) or usable
     quota = cpu_quota()

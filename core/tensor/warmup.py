@@ -20,7 +20,7 @@ from .blocks import by_name
 from .jit import KERNELS
 from .kernels import few_rows_product, gather_rows, widen_rows
 from .layouts import LAYOUTS, WIDE_FORMATS
-from .packing import pack
+from .packing import get_ready_to_pack, pack
 from .pointwise import activate_in_place
 from .product import job_of, multiply_all, multiply_grouped
 from .team import TEAM
@@ -112,6 +112,7 @@ def _plain() -> None:
 
 def _packed(name: str) -> None:
     form = by_name(name)
+    get_ready_to_pack([form])  # many rows, which threads share, and below the last few
     data = pack(np.zeros((1, form.row_bytes(256)), np.uint8), form)
     multiply_all(np.zeros((1, 256), np.float32), [job_of(data, 1)])
 

@@ -63,6 +63,8 @@ class _Weights:
         return read_file(self._files[name], LARGEST_SIDE_FILE)
 
     def close(self) -> None:
+        for tensor in self._mapped.values():
+            tensor.release()  # what lies between tensors that were released came back with their neighbours
         self._mapped.clear()
 
 

@@ -12,17 +12,17 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import llguidance
 import msgspec
-from llguidance import LLMatcher
 
 from ...core.errors import Busy
 from ...core.protocols import Tokenizer
 from .grammar import SchemaGrammar, problem
 from .schema import UnsupportedSchema, parse_schema
-from .vocabulary import library_tokenizer
+
+if TYPE_CHECKING:  # the library is imported with the first schema: most models never see one
+    from llguidance import LLMatcher, LLTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +32,6 @@ TRIAL = Path(__file__).with_name("trial.py")
 
 REMEMBERED = 32  # schemas of one model
 STACK_BYTES = 128 * 2**20  # of address space; the compiler needs up to 14 KB for each schema within a schema
-
-LIMITS = llguidance.LLParserLimits(
-    max_items_in_row=4_000,  # four for each optional property of an object
-    max_lexer_states=50_000,  # of up to 2 KB, for each reply
-    verbose_errors=False,  # they would quote the schema and the reply
-)
 
 # These stand where a schema could set its own. Bounded white space, for a model that was never told to write JSON may
 # write nothing else. Without \u escapes: the library does not see that one of them spells a name it excludes.
@@ -111,7 +105,9 @@ class Grammars:
                 self._seen.popitem(last=False)
 
     @cached_property
-    def _library(self) -> llguidance.LLTokenizer:
+    def _library(self) -> LLTokenizer:
+        from .library import library_tokenizer
+
         return library_tokenizer(self._tokenizer, self._stop_ids)
 
     def _compile(self, schema: str) -> LLMatcher:
@@ -126,7 +122,9 @@ class Grammars:
         return matcher
 
     def _matcher(self, grammar: str) -> LLMatcher:
-        return LLMatcher(self._library, LLMatcher.grammar_from_lark(grammar), log_level=0, limits=LIMITS)
+        from .library import open_matcher
+
+        return open_matcher(self._library, grammar)
 
 
 def _try_out(grammar: str) -> None:

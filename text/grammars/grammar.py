@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-import llguidance
 import numpy as np
 import numpy.typing as npt
 
 from ...core.errors import BadRequest
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")  # in a text that nobody outside has seen
 
@@ -20,7 +23,7 @@ WORDS = {
 }
 
 
-def problem(matcher: llguidance.LLMatcher) -> str:
+def problem(matcher: LLMatcher) -> str:
     """Return why a matcher gave up, in one line; "" if it did not."""
     first = _PLACE.sub("", matcher.get_error()).partition("\n")[0]
     return next((ours for theirs, ours in WORDS.items() if first.startswith(theirs)), first)
@@ -29,7 +32,7 @@ def problem(matcher: llguidance.LLMatcher) -> str:
 class SchemaGrammar:
     """Implements `core.protocols.Grammar`: JSON that follows a schema."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, tokenizer: llguidance.LLTokenizer) -> None:
+    def __init__(self, matcher: LLMatcher, tokenizer: LLTokenizer) -> None:
         """matcher: at the beginning of a reply, and nobody else's. tokenizer: the one it was made for."""
         self._matcher, self._tokenizer = matcher, tokenizer
         self._words = -(-tokenizer.vocab_size // 32)

@@ -16,7 +16,7 @@ from ...core.tensor.source import WeightSource
 from . import pieces as spelling
 from .ends import find_ends
 from .engine import Engine
-from .pieces import Pieces, Spelling
+from .pieces import Pieces, Spelling, Texts
 from .tokenizer import Frame, TextTokenizer
 from .vocabulary import check_ids
 
@@ -98,7 +98,7 @@ def _pieces(tokenizer: Tokenizer, control: Mapping[str, int], reading: Spelling,
             by_id[token] = spelling.in_byte_alphabet(added.content)
     ids = range(max(by_id) + 1)
     return Pieces(
-        [by_id.get(token, "") for token in ids],
+        Texts([by_id.get(token, "") for token in ids]),
         reading,
         control=frozenset(control.values()),
         padding=frozenset(token for token in ids if token not in by_id),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import Model
 from tokenizers.normalizers import Normalizer
@@ -25,7 +27,7 @@ class Marker:
 class Engine:
     """A library tokenizer in two settings that share one model; neither changes after construction."""
 
-    def __init__(self, tokenizer: Tokenizer, numbering: Sequence[int] | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, numbering: npt.NDArray[np.uint32] | None = None) -> None:
         """numbering: the file's token id for each id of the library's; None if they are the same."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -35,7 +37,7 @@ class Engine:
         """Return the ids of text; nothing is put around them."""
         engine = self._marked if special else self._plain
         ids = engine.encode(text, add_special_tokens=False).ids
-        return ids if self._numbering is None else [self._numbering[i] for i in ids]
+        return ids if self._numbering is None else self._numbering[ids].tolist()
 
 
 def assemble(
@@ -54,7 +56,7 @@ def assemble(
     tokenizer = _over(model, normalizer, pre_tokenizer)
     by_text = {marker.text: marker for marker in markers if marker.text}
     _add(tokenizer, [AddedToken(m.text, special=m.control, normalized=False) for m in by_text.values()])
-    numbering = [*tokens, *(0 for _ in by_text)]
+    numbering = np.array([*tokens, *(0 for _ in by_text)], np.uint32)
     for text, marker in by_text.items():
         number = tokenizer.token_to_id(text)
         assert number is not None, "every marker was added"

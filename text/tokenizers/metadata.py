@@ -10,7 +10,7 @@ from ...core.keys import Keys
 from .byte_level import byte_level_bpe
 from .ends import find_ends
 from .family import Family
-from .pieces import Pieces
+from .pieces import Pieces, Texts
 from .sentencepiece import sentencepiece_bpe
 from .tokenizer import Frame, TextTokenizer
 from .vocabulary import Kind, Vocabulary, check_ids, read_id, read_vocabulary
@@ -32,7 +32,7 @@ def open_tokenizer(metadata: Mapping[str, Any], *, pre: str | None = None) -> Te
     return TextTokenizer(
         family.engine,
         Pieces(
-            family.vocabulary.pieces,
+            Texts(family.vocabulary.pieces),
             family.spelling,
             control=frozenset(vocabulary.ids(Kind.CONTROL, Kind.UNKNOWN)),
             padding=frozenset(vocabulary.ids(Kind.UNUSED)),

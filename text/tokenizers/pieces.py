@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 SPACE = "▁"  # U+2581, how SentencePiece and GGUF's WordPiece write a space
 
 Spelling = Callable[[str], bytes]
@@ -59,6 +61,20 @@ def word_piece(piece: str, *, tidy: bool) -> bytes:
     return (re.sub(r" ([.?!,]|n't|'m|'s|'ve|'re)", r"\1", text) if tidy else text).encode()
 
 
+class Texts:
+    """Many short texts as one: each of its own would take 50 bytes beside its characters."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._joined = "".join(texts)
+        self._starts = np.cumsum([0, *map(len, texts)], dtype=np.uint32)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, at: int) -> str:  # at: not negative
+        return self._joined[self._starts[at] : self._starts[at + 1]]
+
+
 @dataclass(frozen=True)
 class Pieces:
     """The bytes of every token. They are spelled when asked for: a reply needs few of a hundred thousand.
@@ -66,7 +82,7 @@ class Pieces:
     Ids outside the vocabulary and those that pad it add nothing.
     """
 
-    texts: Sequence[str]  # by token id
+    texts: Texts  # by token id
     spelling: Spelling
     control: frozenset[int]  # spelled out only where special tokens are wanted
     padding: frozenset[int]

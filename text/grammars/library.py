@@ -1,4 +1,4 @@
-"""A tokenizer as the library wants it: the bytes of every token, and which tokens end a reply."""
+"""What Puna asks of the `llguidance` library: its form of a tokenizer, and matchers of grammars."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import llguidance
 
 from ...core.protocols import Tokenizer
 
+LIMITS = llguidance.LLParserLimits(
+    max_items_in_row=4_000,  # four for each optional property of an object
+    max_lexer_states=50_000,  # of up to 2 KB, for each reply
+    verbose_errors=False,  # they would quote the schema and the reply
+)
+
 
 class _Tokens:
-    """What `llguidance.TokenizerWrapper` reads."""
+    """The bytes of every token, and which tokens end a reply: what `llguidance.TokenizerWrapper` reads."""
 
     bos_token_id = None
 
@@ -34,3 +40,9 @@ def library_tokenizer(tokenizer: Tokenizer, stop_ids: frozenset[int]) -> llguida
     ends = sorted(stop_ids) or [tokenizer.size]
     wrapped = llguidance.TokenizerWrapper(_Tokens(tokenizer, ends))
     return llguidance.LLTokenizer(wrapped, eos_token=ends, slices=llguidance.LLTokenizer.json_slices())
+
+
+def open_matcher(tokenizer: llguidance.LLTokenizer, grammar: str) -> llguidance.LLMatcher:
+    """Return a matcher of a grammar in the library's dialect of Lark, at the beginning of a reply."""
+    compiled = llguidance.LLMatcher.grammar_from_lark(grammar)
+    return llguidance.LLMatcher(tokenizer, compiled, log_level=0, limits=LIMITS)
