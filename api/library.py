@@ -16,7 +16,9 @@ from ..text.conversation import Message, PromptTemplate
 from ..text.tokenizers import read_bos_eos
 
 MAX_TEMPLATES = 256  # templates kept in memory
-SERVED = frozenset({"completion", "insert"})  # what this version can do with a model, whatever its template says
+SERVED = frozenset(
+    {"completion", "insert"}
+)  # what this version can do with a template, whatever else that has room for
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Library:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._templates: dict[Digest, PromptTemplate] = {}
+        self._seeing: dict[Digest, bool] = {}
 
     async def open(self, name: str) -> Model:
         """Return the model called name. Raises InvalidName, ModelNotFound, BadModel."""
@@ -53,7 +56,14 @@ class Library:
             template = await anyio.to_thread.run_sync(self._template, stored)
         except Failure:
             return []
-        return sorted(template.capabilities & SERVED)
+        eyes = {"vision"} if await self.sees(stored) else set()
+        return sorted(template.capabilities & SERVED | eyes)
+
+    async def sees(self, stored: StoredModel) -> bool:
+        """Return whether a model has an encoder of images. Raises BadModel."""
+        if stored.digest not in self._seeing:
+            self._seeing[stored.digest] = await anyio.to_thread.run_sync(lambda: stored.sees)
+        return self._seeing[stored.digest]
 
     def _open(self, name: str) -> Model:
         stored = self._store.open(name)

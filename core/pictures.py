@@ -6,26 +6,39 @@ nothing of the picture is left out.
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from .errors import BadRequest
+from .image_files import check_file, check_size, orientation
 
 Filter = Literal["bilinear", "bicubic"]
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")  # those of them that Pillow has a decoder for
 LARGEST_FILE = 100 << 20  # bytes
-MOST_PIXELS = 64 << 20  # 192 MB decoded; a picture of 16,384 patches of 28 x 28 has 13 million
-LONGEST_SIDE = 1 << 16
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_BAND = 256  # rows that are converted at a time, so that a large picture is in memory once and not three times
+_TURNS = {  # EXIF's orientations, and how to undo them
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow warns of oddities that files hold. Set once and for all: to do so around each call is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,44 +82,69 @@ def open_picture(data: bytes) -> Picture:
     """
     if len(data) > LARGEST_FILE:
         raise BadRequest(f"an image of {len(data)} bytes is too large; at most {LARGEST_FILE} are read")
+    check_file(data)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of oddities in files, some of which would be raised as errors
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_size(image.size)
-                return Picture(_in_colour(ImageOps.exif_transpose(image)))
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            check_size(*image.size)
+            return Picture(_upright(_in_colour(image), image))
     except BadRequest:
         raise
     except UnidentifiedImageError:
-        raise BadRequest("an image is in no format that is read: " + ", ".join(FORMATS)) from None
-    except Exception as error:  # decoders of damaged files raise what they like
-        raise BadRequest(f"an image cannot be decoded: {error}") from None
+        raise BadRequest("an image is damaged, or in no format that is read: " + ", ".join(_formats())) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadRequest("an image has too many pixels") from None
+    except MemoryError:
+        raise BadRequest("there is not enough memory to decode an image") from None
+    except Exception:  # decoders of damaged files raise what they like; their words may tell of addresses in memory
+        raise BadRequest("an image is damaged: it cannot be decoded") from None
 
 
-def _check_size(size: tuple[int, int]) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise BadRequest(f"an image of {width} x {height} pixels shows nothing")
-    if width * height > MOST_PIXELS or max(size) > LONGEST_SIDE:
-        raise BadRequest(
-            f"an image of {width} x {height} pixels is too large; at most {MOST_PIXELS} pixels are read, "
-            f"{LONGEST_SIDE} of them in a row"
-        )
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that can be decoded here. Pillow does not take the name of one that it does not know."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _upright(picture: Image.Image, file: Image.Image) -> Image.Image:
+    """Return the picture turned as its EXIF data say. Of TIFF files Pillow has turned it already."""
+    exif = file.info.get("exif")
+    turn = _TURNS.get(orientation(exif)) if isinstance(exif, bytes) and file.format != "TIFF" else None
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _in_colour(image: Image.Image) -> Image.Image:
     """Return the picture in RGB, on white where it is transparent."""
-    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):
-        image = _in_grey(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")
+    image.load()
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _by_bands(image, _from_numbers)
+    if image.has_transparency_data:
+        return _by_bands(image, _on_white)
+    return image.convert("RGB")  # a copy at least: the file and its decoder may go
 
 
-def _in_grey(image: Image.Image) -> Image.Image:
-    """Return a picture of 16 or more bits in 8; Pillow would cut off what is above 255."""
-    numbers = np.asarray(image, np.float64)
-    top = 65535.0 if image.mode.startswith("I") else 255.0
-    return Image.fromarray(np.clip(np.rint(numbers * (255.0 / top)), 0, 255).astype(np.uint8))
+def _by_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    made = Image.new("RGB", image.size)
+    for top in range(0, image.height, _BAND):
+        band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
+        made.paste(convert(band), (0, top))
+    return made
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Return a transparent picture in RGB."""
+    ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+
+
+def _from_numbers(image: Image.Image) -> Image.Image:
+    """Return a picture in 16 bits or more in RGB; Pillow would cut off what is above 255.
+
+    Whole numbers go up to 65535, and fractions, which have no rule, to 255. A number may stand for transparency.
+    """
+    numbers = np.nan_to_num(np.asarray(image, np.float64))
+    top = 255.0 if image.mode == "F" else 65535.0
+    if isinstance(clear := image.info.get("transparency"), int):
+        numbers[numbers == clear] = top
+    grey = np.clip(np.rint(numbers * (255.0 / top)), 0, 255).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")

@@ -235,6 +235,10 @@ class Settings:
         _hosts, (), "names that requests may call this server by, besides addresses and local names",
         allowed="a comma list of host names, or *.name for all below one",
     )  # fmt: skip
+    remote_media: tuple[str, ...] = _setting(
+        _hosts, (), "hosts that images may be fetched from, where requests give their URLs; none: nothing is fetched",
+        allowed="a comma list of host names, or *.name for all below one",
+    )  # fmt: skip
     plugins: tuple[str, ...] = _setting(
         _names, (), "modules loaded as plugins besides the installed ones", allowed="a comma list of module names"
     )

@@ -96,6 +96,16 @@ def role(source: WeightSource) -> Role:
     return "projector" if kind in ("projector", "mmproj") or (sees and alone) else "model"
 
 
+def sees(source: WeightSource) -> bool:
+    """Return whether a file of weights holds an encoder of images, besides the language model or alone."""
+    if source.kind == "safetensors":
+        return bool(_part(source.metadata, "vision_config"))
+    name = architecture(source)
+    if name == "clip":  # what projectors call themselves; there are some of sound
+        return bool(source.metadata.get("clip.has_vision_encoder", True))
+    return f"{name}.vision.block_count" in source.metadata
+
+
 def information(source: WeightSource) -> dict[str, Any]:
     """Return the settings under GGUF's names; those of a checkpoint are translated."""
     if source.kind == "gguf":

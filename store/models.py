@@ -18,6 +18,7 @@ from ..core.tensor.weights import open_weights
 from . import manifests
 from .blobs import Blobs
 from .digests import Digest
+from .facts import sees
 from .manifests import Entry, Layer, Manifest
 from .modelfile import Message
 from .names import InvalidFileName, ModelName, checked_file_name
@@ -180,6 +181,16 @@ class StoredModel:
     def open_drafts(self) -> list[WeightSource]:
         """Open the draft, if there is one; the caller closes it. Raises BadModel."""
         return [open_weights(self.drafts)] if self.drafts else []
+
+    @cached_property
+    def sees(self) -> bool:
+        """Whether there is an encoder of images, in the weights or in a file of its own. Raises BadModel."""
+        sources = [*self.open_projectors(), *([self.open_weights()] if self.weights else [])]
+        try:
+            return any(map(sees, sources))
+        finally:
+            for source in sources:
+                source.close()
 
     def check(self) -> None:
         """Raise BadModel unless every blob is there, of the size that the manifest gives."""

@@ -17,7 +17,7 @@ from puna.cli.serve import RUNNER
 from puna.core.errors import BadRequest, Failure
 from puna.core.kernel import Kernel
 from puna.core.scheduler.inline import TextParts
-from puna.core.scheduler.messages import Finished, Generate, Piece, SampledLogprob, TokenLogprob
+from puna.core.scheduler.messages import Finished, Generate, Media, Piece, SampledLogprob, Sight, TokenLogprob
 from puna.core.scheduler.models import ModelLimits, Models
 from puna.core.scheduler.runner import RunnerFacts
 from puna.core.scheduler.stats import EngineStats
@@ -29,7 +29,11 @@ from puna.text.tokenizers import open_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GGUF = FIXTURES / "llama-bpe" / "gguf" / "model-f32.gguf"
+PROJECTOR = FIXTURES / "gemma3-vl" / "gguf" / "mmproj-f32.gguf"
 CHECKPOINT = FIXTURES / "llama-bpe" / "hf"
+
+
+ROW = "\ufffc"  # the token that stands for a row of an image
 
 
 @dataclass
@@ -42,6 +46,9 @@ class ScriptedRunner:
     endless: bool = False  # goes on with the last word until the reply is cancelled
     reason: str = "stop"
     context_length: int = 1024
+    media: frozenset[str] = frozenset()  # what it reads besides text: "image", "video"
+    image_marker: str = ""
+    looked: list[Media] = field(default_factory=list)
     seen: list[Generate] = field(default_factory=list)
     running: int = 0  # replies in progress
     ended: anyio.Event = field(default_factory=anyio.Event)  # a reply was over, one way or another
@@ -53,12 +60,22 @@ class ScriptedRunner:
 
     @property
     def facts(self) -> RunnerFacts:
-        return RunnerFacts("scripted", self.context_length, 0x110000, 1000)
+        return RunnerFacts("scripted", self.context_length, 0x110000, 1000, self.media, self.image_marker)
 
     @property
     def prompt(self) -> str:
         """The text of the last prompt."""
         return "".join(map(chr, self.seen[-1].prompt))
+
+    @property
+    def shown(self) -> str:
+        """The same with the images in it: the contents of each where its rows begin."""
+        text, request = self.prompt, self.seen[-1]
+        for placed in reversed(request.media):
+            for start, count in reversed(placed.at):
+                assert text[start : start + count] == ROW * count
+                text = text[:start] + b"+".join(placed.media.frames).decode() + text[start + count :]
+        return text
 
     async def tokenize(self, text: str, *, special: bool = True, start: bool = True) -> list[int]:
         return [ord(character) for character in text]
@@ -67,6 +84,14 @@ class ScriptedRunner:
         if not all(0 <= token < 0x110000 for token in tokens):
             raise BadRequest("token outside the vocabulary")
         return "".join(map(chr, tokens))
+
+    async def look(self, media: Media) -> Sight:
+        """Return a sight of one stretch of rows for each frame, as many rows as it has bytes."""
+        self.looked.append(media)
+        if any(frame == b"broken" for frame in media.frames):
+            raise BadRequest("an image is damaged: it cannot be decoded")
+        stretches = [piece for frame in media.frames for piece in (len(frame), "|")]
+        return Sight(["\n(", *stretches[:-1], ")\n"], ord(ROW))
 
     async def generate(self, request: Generate) -> AsyncGenerator[Piece | Finished, None]:
         self.seen.append(request)
@@ -156,13 +181,20 @@ async def _models(settings: Settings, runner: ScriptedRunner | None) -> AsyncIte
         await models.close()
 
 
-async def make_model(store: Store, name: str, **fields: object) -> None:
-    """Put the small Llama model into the store, with whatever else the request says."""
-    digest = digest_of(GGUF)
+async def make_model(store: Store, name: str, *, sees: bool = False, **fields: object) -> None:
+    """Put the small Llama model into the store, with whatever else the request says. sees: beside it a projector."""
+    files = {"model.gguf": GGUF} | ({"mmproj.gguf": PROJECTOR} if sees else {})
+    digests = {file: await upload(store, path) for file, path in files.items()}
+    request = msgspec.convert({"model": name, "files": digests} | fields, CreateRequest)
+    await anyio.to_thread.run_sync(lambda: list(store.create(request)))
+
+
+async def upload(store: Store, path: Path) -> str:
+    """Put a file into the store and return its digest."""
+    digest, data = str(digest_of(path)), await anyio.Path(path).read_bytes()
 
     async def chunks() -> AsyncIterator[bytes]:
-        yield GGUF.read_bytes()
+        yield data
 
-    await store.add_blob(str(digest), chunks())
-    request = msgspec.convert({"model": name, "files": {"model.gguf": str(digest)}} | fields, CreateRequest)
-    await anyio.to_thread.run_sync(lambda: list(store.create(request)))
+    await store.add_blob(digest, chunks())
+    return digest

@@ -199,7 +199,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
         ({"top_logprobs": 3}, 400, "top_logprobs needs logprobs to be true"),
         ({"logprobs": True, "top_logprobs": 30}, 400, "top_logprobs must be between 0 and 20"),
         ({"stop": [1]}, 400, "stop: expected a string or a list of strings"),
-        ({"messages": [IMAGE]}, 400, "this model cannot read images"),
+        ({"messages": [IMAGE]}, 400, '"demo" cannot read images'),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 400, "input_audio"),
         ({"messages": [{"role": "user", "content": 3}]}, 400, "invalid message content type: number"),
         ({"messages": [{"role": "user"}]}, 400, "invalid message content type: null"),

@@ -203,7 +203,7 @@ def test_images_are_taken_out_of_a_prompt_for_models_that_see(
     (tmp_path / "my cat.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     fake.models["tiny:latest"] = {"capabilities": ["completion", "vision"]}
     _, err, _ = puna("run", "tiny", "what is on ./my\\ cat.png or on ./dog.jpg?")
-    assert err == "Added image 'my cat.png'\n"
+    assert err == "Added image './my cat.png'\n"
     assert fake.bodies("/api/generate") == [
         {"model": "tiny", "prompt": "what is on  or on ./dog.jpg?", "images": ["iVBORw0KGgo="]}
     ]
@@ -218,6 +218,49 @@ def test_a_path_to_an_image_may_start_inside_what_looked_like_one(
     fake.models["tiny:latest"] = {"capabilities": ["vision"]}
     puna("run", "tiny", "dog / cat? './cat.webp'")
     assert fake.bodies("/api/generate")[0]["prompt"] == "dog / cat?"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "added"),
+    [
+        ("what is in ./a.png and './my b.jpg'?", "what is in  and ?", ["./a.png", "./my b.jpg"]),
+        ('"./my b.jpg"', "", ["./my b.jpg"]),
+        ("./a.png ./a.png", "", ["./a.png", "./a.png"]),
+        ("./a.pngs and ./A.PNG", "./a.pngs and ./A.PNG", []),
+        ("'./a.png\"", "'\"", ["./a.png"]),
+        ("it's ./a.png'", "it's '", ["./a.png"]),
+        ("x/./a.png", "x/", ["./a.png"]),
+        ("{root}/a.png, {root}/sub\\ folder/c\\(1\\).WEBP: which?", ", : which?",
+         ["{root}/a.png", "{root}/sub folder/c(1).WEBP"]),
+        ("see a.png", "see a.png", []),
+        ("./a.png\n./my b.jpg", "", ["./a.png", "./my b.jpg"]),
+    ],
+)  # fmt: skip
+def test_images_may_be_several_quoted_or_hold_blanks(
+    prompt: str, text: str, added: list[str], puna: Puna, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub folder").mkdir()
+    for name, data in (
+        ("a.png", b"\x89PNG\r\n\x1a\n"), ("my b.jpg", b"\xff\xd8\xff"),
+        ("sub folder/c(1).WEBP", b"RIFF\x00\x00\x00\x00WEBP"),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(data)
+    fake.models["tiny:latest"] = {"capabilities": ["completion", "vision"]}
+    _, err, _ = puna("run", "tiny", prompt.replace("{root}", str(tmp_path)))
+    assert err.splitlines() == [f"Added image '{path.replace('{root}', str(tmp_path))}'" for path in added]
+    [sent] = fake.bodies("/api/generate")
+    assert (sent["prompt"], len(sent.get("images") or [])) == (text, len(added))
+
+
+def test_paths_stay_in_prompts_for_models_that_do_not_see(
+    puna: Puna, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    _, err, _ = puna("run", "tiny", "what is ./a.png?")
+    assert err == ""
+    assert fake.bodies("/api/generate")[0]["prompt"] == "what is ./a.png?"
 
 
 def test_a_file_that_only_looks_like_an_image_is_refused(

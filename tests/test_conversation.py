@@ -85,17 +85,23 @@ def go(source: str) -> PromptTemplate:
     return PromptTemplate.open(go=source)
 
 
+def said(template: PromptTemplate, messages: list[Message], **more) -> str:
+    """What a template writes about a conversation without images."""
+    [text] = template.chat(messages, **more)
+    return text
+
+
 # Go templates
 
 
 def test_a_template_over_messages_writes_the_whole_conversation():
-    assert go(HEADERS).chat([system("Be brief."), user("Hi")]) == (
+    assert said(go(HEADERS), [system("Be brief."), user("Hi")]) == (
         "<|start|>system<|stop|>\n\nBe brief.<|eot|><|start|>user<|stop|>\n\nHi<|eot|><|start|>assistant<|stop|>\n\n"
     )
 
 
 def test_a_template_without_messages_is_run_once_a_turn_and_left_open_after_the_last():
-    text = go(CHATML_TURNS).chat([system("S"), user("a"), assistant("b"), user("c")])
+    text = said(go(CHATML_TURNS), [system("S"), user("a"), assistant("b"), user("c")])
     assert text == (
         "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
         "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
@@ -103,14 +109,14 @@ def test_a_template_without_messages_is_run_once_a_turn_and_left_open_after_the_
 
 
 def test_an_answer_begun_is_continued_where_it_ends():
-    text = go(CHATML_TURNS).chat([user("a"), assistant("The answer")])
+    text = said(go(CHATML_TURNS), [user("a"), assistant("The answer")])
     assert text == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nThe answer"
 
 
 def test_a_system_message_in_the_middle_begins_a_turn():
     template = go("({{ .System }}/{{ .Prompt }}/{{ .Response }})")
-    assert template.chat([user("a"), system("S"), user("b")]) == "(/a/)(S/b/"
-    assert template.chat([system("S"), user("a"), assistant("b"), assistant("c"), user("d")]) == "(S/a/b\n\nc)(/d/"
+    assert said(template, [user("a"), system("S"), user("b")]) == "(/a/)(S/b/"
+    assert said(template, [system("S"), user("a"), assistant("b"), assistant("c"), user("d")]) == "(S/a/b\n\nc)(/d/"
 
 
 def test_neighbours_of_one_role_become_one_message_but_results_of_tools_do_not():
@@ -123,12 +129,12 @@ def test_neighbours_of_one_role_become_one_message_but_results_of_tools_do_not()
         Message("tool", "1"),
         Message("tool", "2"),
     ]
-    assert template.chat(messages) == "[user:a\n\nb0][assistant:\n\nc0][tool:10][tool:20]"
+    assert said(template, messages) == "[user:a\n\nb0][assistant:\n\nc0][tool:10][tool:20]"
 
 
 def test_system_is_all_system_messages_while_the_list_keeps_them():
     template = go("{{ .System }}|{{ range .Messages }}{{ .Role }},{{ end }}")
-    assert template.chat([system("a"), user("b"), system("c")]) == "a\n\nc|system,user,system,"
+    assert said(template, [system("a"), user("b"), system("c")]) == "a\n\nc|system,user,system,"
 
 
 @pytest.mark.parametrize(
@@ -136,14 +142,16 @@ def test_system_is_all_system_messages_while_the_list_keeps_them():
 )
 def test_a_template_that_mentions_no_reply_gets_it_at_its_end(source, text):
     template = PromptTemplate.open(go=source)
-    assert template.chat([user("hi")]) == text
-    assert template.chat([user("hi"), assistant("yes")]) == text + "yes"
+    assert said(template, [user("hi")]) == text
+    assert said(template, [user("hi"), assistant("yes")]) == text + "yes"
 
 
 def test_tools_and_calls_are_written_as_json_in_the_order_sent():
     call = ToolCall("weather", {"unit": "C", "city": "Zürich"})
-    text = go(MISTRAL_TOOLS).chat(
-        [system("S"), user("a"), assistant(tool_calls=(call, call)), Message("tool", "21"), user("b")], tools=[WEATHER]
+    text = said(
+        go(MISTRAL_TOOLS),
+        [system("S"), user("a"), assistant(tool_calls=(call, call)), Message("tool", "21"), user("b")],
+        tools=[WEATHER],
     )
     calls = ", ".join(['{"name": "weather", "arguments": {"unit":"C","city":"Zürich"}}'] * 2)
     assert text == (
@@ -160,7 +168,7 @@ def test_the_parts_of_a_tool_can_be_written_one_by_one():
         "{{ range $name, $p := .Parameters.Properties }} {{ $name }}={{ toTypeScriptType $p }} {{ $p.Type }}"
         "{{ range $p.Enum }}/{{ . }}{{ end }}{{ end }}{{ end }}{{ end }}{{ len .Messages }}"
     )
-    assert template.chat([user("a")], tools=[WEATHER]) == (
+    assert said(template, [user("a")], tools=[WEATHER]) == (
         "weather: Weather <now> city=string | null [string null] unit=string string/C/F1"
     )
 
@@ -173,7 +181,7 @@ def test_the_parts_of_a_call_can_be_written_one_by_one():
     )
     call = ToolCall("f", {"b": 1, "a": [True, None]}, id="call_1", index=2)
     answer = Message("tool", "x", tool_name="f", tool_call_id="call_1")
-    assert template.chat([assistant(tool_calls=(call,)), answer]) == (
+    assert said(template, [assistant(tool_calls=(call,)), answer]) == (
         "call_1 2 f a=[true <nil>] b=1 "
         '{"id":"call_1","function":{"index":2,"name":"f","arguments":{"b":1,"a":[true,null]}}} f call_1'
     )
@@ -190,7 +198,7 @@ def test_the_parts_of_a_call_can_be_written_one_by_one():
 )
 def test_a_tool_of_another_form_is_refused_with_its_place(tool, problem):
     with pytest.raises(BadRequest, match=f"invalid tools: .*{problem}"):
-        go("{{ range .Messages }}{{ end }}{{ .Tools }}").chat([user("a")], tools=[tool])
+        said(go("{{ range .Messages }}{{ end }}{{ .Tools }}"), [user("a")], tools=[tool])
 
 
 @pytest.mark.parametrize(
@@ -204,7 +212,7 @@ def test_a_tool_of_another_form_is_refused_with_its_place(tool, problem):
 )
 def test_a_template_knows_whether_thinking_was_asked_for(think, text):
     messages = [user("a"), assistant("b", thinking="hm"), user("c")]
-    assert go(THINKING).chat(messages, think=think) == text
+    assert said(go(THINKING), messages, think=think) == text
 
 
 @pytest.mark.parametrize(
@@ -228,7 +236,7 @@ def test_the_marks_of_thinking_and_of_calls_are_read_off_a_go_template():
 
 
 def test_a_go_template_wins_over_jinja():
-    assert PromptTemplate.open(go="{{ .Prompt }}", jinja="jinja").chat([user("a")]) == "a"
+    assert said(PromptTemplate.open(go="{{ .Prompt }}", jinja="jinja"), [user("a")]) == "a"
 
 
 def test_a_template_that_does_not_parse_is_refused_with_the_line():
@@ -238,65 +246,35 @@ def test_a_template_that_does_not_parse_is_refused_with_the_line():
 
 def test_an_unknown_field_of_a_message_is_an_error_and_an_unknown_name_is_not():
     with pytest.raises(BadModel, match="can't evaluate field Name in type Message"):
-        go("{{ range .Messages }}{{ .Name }}{{ end }}").chat([user("a")])
-    assert go("{{ range .Messages }}{{ end }}{{ if .Nope }}x{{ end }}{{ .Nope }}").chat([user("a")]) == "<no value>"
+        said(go("{{ range .Messages }}{{ .Name }}{{ end }}"), [user("a")])
+    assert said(go("{{ range .Messages }}{{ end }}{{ if .Nope }}x{{ end }}{{ .Nope }}"), [user("a")]) == "<no value>"
 
 
 def test_text_of_users_is_never_read_as_a_template():
-    assert go("{{ .Prompt }}").chat([user("{{ .System }}{% if %}")]) == "{{ .System }}{% if %}"
+    assert said(go("{{ .Prompt }}"), [user("{{ .System }}{% if %}")]) == "{{ .System }}{% if %}"
 
 
 def test_a_conversation_of_thousands_of_messages_stays_within_the_budget():
     messages = [user("x" * 2000) if i % 2 else assistant("y" * 2000) for i in range(4000)]
-    assert len(go(MISTRAL_TOOLS).chat(messages)) > 8_000_000
+    assert len(said(go(MISTRAL_TOOLS), messages)) > 8_000_000
 
 
 # Completions
 
 
 def test_a_completion_is_one_turn_of_system_and_prompt():
-    assert go(FILL).complete(system="S", prompt="P") == "S|P|"
-    assert go(CHATML_TURNS).complete(prompt="P") == "<|im_start|>user\nP<|im_end|>\n<|im_start|>assistant\n"
-
-
-def test_a_completion_follows_stored_messages_and_the_text_of_earlier_tokens():
-    text = go(FILL).complete(prompt="P", history=[user("a"), assistant("b")], context="<earlier>")
-    assert text == "<earlier>|a|b|P|"
+    assert said(go(FILL), [system("S"), user("P")]) == "S|P|"
+    assert said(go(CHATML_TURNS), [user("P")]) == "<|im_start|>user\nP<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_a_suffix_asks_for_the_middle():
-    assert go(FILL).complete("def f():", "return x", system="ignored") == "<PRE> def f(): <SUF>return x <MID>"
-    assert go(FILL).complete(prompt="", suffix="tail", system="S") == "S||"
+    assert go(FILL).insert("def f():", "return x") == "<PRE> def f(): <SUF>return x <MID>"
 
 
 @pytest.mark.parametrize("template", [go("{{ .Prompt }}"), PromptTemplate.open(jinja="{{ messages }}")])
 def test_a_template_without_suffix_does_not_fill_in(template):
     with pytest.raises(Unsupported, match="does not support insert"):
-        template.complete("a", "b")
-
-
-# Images
-
-
-def test_images_are_marked_in_order_before_the_text_or_where_the_text_says():
-    template = go("{{ range .Messages }}{{ .Content }};{{ end }}")
-    messages = [
-        user("look", images=(b"1", b"2")),
-        assistant("ok"),
-        user("left [img] right [img]", images=(b"3", b"4", b"5")),
-        assistant("and"),
-        user("[img]"),
-    ]
-    assert template.chat(messages) == "[img-0][img-1]look;ok;[img-4]left [img-2] right [img-3];and;[img];"
-
-
-def test_marks_survive_the_merging_of_messages():
-    template = go("{{ range .Messages }}{{ .Content }};{{ end }}")
-    assert template.chat([user("a", images=(b"1",)), user("b", images=(b"2",))]) == "[img-0]a\n\n[img-1]b;"
-
-
-def test_a_completion_marks_its_images():
-    assert go(FILL).complete(prompt="what?", images=[b"1"]) == "|[img-0]what?|"
+        template.insert("a", "b")
 
 
 # Jinja
@@ -320,14 +298,14 @@ def test_a_checkpoints_template_writes_what_the_reference_writes(name):
     asked = [case for case in cases if case["messages"][-1]["role"] == "user"]
     assert asked
     for case in asked:
-        assert template.chat([Message(**message) for message in case["messages"]]) == case["rendered"]
+        assert said(template, [Message(**message) for message in case["messages"]]) == case["rendered"]
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_checkpoints_template_leaves_an_answer_begun_open(name):
     template, cases = _checkpoint(name)
     case = next(case for case in cases if case["messages"][-1]["role"] == "assistant")
-    text = template.chat([Message(**message) for message in case["messages"]])
+    text = said(template, [Message(**message) for message in case["messages"]])
     assert text.endswith(case["messages"][-1]["content"])
     assert case["rendered"].startswith(text)
     assert case["rendered"] != text
@@ -336,19 +314,19 @@ def test_a_checkpoints_template_leaves_an_answer_begun_open(name):
 def test_an_answer_begun_keeps_its_white_space_and_its_own_marks():
     template, _ = _checkpoint("qwen3")
     begun = "<think>\nhm\n</think>\n\nWell, "
-    text = template.chat([user("a"), assistant(begun)])
+    text = said(template, [user("a"), assistant(begun)])
     assert text == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n" + begun
 
 
 def test_an_answer_that_a_template_leaves_out_is_put_behind_the_opened_reply():
     source = "{% for m in messages if m.role == 'user' %}Q: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
-    assert PromptTemplate.open(jinja=source).chat([user("a"), assistant("b")]) == "Q: a\nA: b"
+    assert said(PromptTemplate.open(jinja=source), [user("a"), assistant("b")]) == "Q: a\nA: b"
 
 
 @pytest.mark.parametrize(("think", "tail"), [(None, ""), (True, ""), (False, "<think>\n\n</think>\n\n")])
 def test_a_jinja_template_knows_whether_thinking_was_asked_for(think, tail):
     template, _ = _checkpoint("qwen3")
-    assert template.chat([user("a")], think=think).endswith("<|im_start|>assistant\n" + tail)
+    assert said(template, [user("a")], think=think).endswith("<|im_start|>assistant\n" + tail)
 
 
 def test_a_jinja_template_sees_tools_calls_and_results_as_transformers_passes_them():
@@ -357,7 +335,8 @@ def test_a_jinja_template_sees_tools_calls_and_results_as_transformers_passes_th
         "{{ bos_token }}{{ eos_token }}{{ add_generation_prompt }}{{ reasoning_effort }}"
     )
     call = ToolCall("f", {"b": 1, "a": 2}, id="c1")
-    text = PromptTemplate.open(jinja=source, bos="<s>", eos="</s>").chat(
+    text = said(
+        PromptTemplate.open(jinja=source, bos="<s>", eos="</s>"),
         [assistant(tool_calls=(call,), thinking="hm"), Message("tool", "3", tool_name="f", tool_call_id="c1")],
         tools=[WEATHER],
         think="low",
@@ -381,7 +360,7 @@ def test_a_jinja_template_sees_tools_calls_and_results_as_transformers_passes_th
 def test_a_refused_role_is_reported_in_the_templates_words():
     source = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     with pytest.raises(BadRequest, match=r"^System role not supported$"):
-        PromptTemplate.open(jinja=source).chat([system("S"), user("a")])
+        said(PromptTemplate.open(jinja=source), [system("S"), user("a")])
 
 
 @pytest.mark.parametrize(
@@ -395,11 +374,6 @@ def test_a_refused_role_is_reported_in_the_templates_words():
 )
 def test_capabilities_are_read_off_a_jinja_template(source, capabilities):
     assert PromptTemplate.open(jinja=source).capabilities == capabilities
-
-
-def test_a_jinja_template_marks_images_too():
-    source = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    assert PromptTemplate.open(jinja=source).chat([user("a", images=(b"1",))]) == "[img-0]a"
 
 
 # What fits

@@ -55,6 +55,7 @@ MEANINGS = [
     ("origins", "http://a.org, https://*.b.org,*", ("http://a.org", "https://*.b.org", "*")),
     ("plugins", "mine.arch , other", ("mine.arch", "other")),
     ("allowed_hosts", "Puna.example, *.lan", ("puna.example", "*.lan")),
+    ("remote_media", "Images.example, *.cdn.example", ("images.example", "*.cdn.example")),
     ("kernel_cache", "/var/cache/kernels", Path("/var/cache/kernels")),
     ("debug", "2", 2),
     ("debug", "true", 1),
@@ -71,6 +72,7 @@ REFUSED = [
     ("max_loaded_models", "-1"), ("max_queue", "0"), ("context_length", "-4096"), ("num_batch", "0"),
     ("num_threads", "0"), ("kv_cache_type", "q5_0"), ("kv_cache_type", "F16"), ("precise", "maybe"), ("debug", "3"),
     ("origins", "a.org"), ("allowed_hosts", "*"), ("allowed_hosts", "a b"),
+    ("remote_media", "*"), ("remote_media", "http://a.org"), ("remote_media", "a.org:80"),
     ("origins", "http://*.*.org"), ("kernel_cache", "~nobody-has-this-name/cache"),
 ]  # fmt: skip
 

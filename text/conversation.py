@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Self
 
-from .templates.messages import Message, ToolCall, with_image_marks
+from .templates.messages import Message, Part, ToolCall, with_images
+from .templates.places import Places
 from .templates.prompts import GoPrompts, JinjaPrompts, PromptWriter, Thinking
 
-__all__ = ["Message", "PromptTemplate", "ToolCall", "fit_messages"]
+__all__ = ["Message", "Part", "PromptTemplate", "ToolCall", "fit_messages", "with_images"]
 
 Think = bool | str | None  # None: the request says nothing; a string: true, and how much (low, medium, high)
 
@@ -51,38 +52,26 @@ class PromptTemplate:
         return self._writer.tool_tag
 
     def chat(
-        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, think: Think = None
-    ) -> str:
-        """Return the conversation as the model reads it, with the next reply left open.
-
-        If the last message is the assistant's, the reply goes on from its text. Images appear as [img-N], in the
-        order of `[image for message in messages for image in message.images]`. tools: JSON schemas as clients send
-        them. Raises BadRequest with the template's own words if it refuses the conversation, or for bad tools;
-        BadModel if it fails.
-        """
-        return self._writer.chat(with_image_marks(messages), tools or (), _thinking(think))
-
-    def complete(
         self,
-        prompt: str = "",
-        suffix: str = "",
+        messages: Sequence[Message],
         *,
-        system: str = "",
-        images: Sequence[bytes] = (),
-        history: Sequence[Message] = (),
-        context: str = "",
+        tools: Sequence[Mapping[str, Any]] | None = None,
         think: Think = None,
-    ) -> str:
-        """Return the prompt of a completion: one turn of system and prompt, after history, with the reply left open.
+        image_marker: str = "",
+    ) -> list[Part]:
+        """Return the conversation as the model reads it, with the next reply left open: texts, and images between them.
 
-        suffix: fill in the middle instead; then only prompt and suffix count. Raises Unsupported if the template has
-        no place for it. context: text of an earlier exchange, put in front.
+        If the last message is the assistant's, the reply goes on from its text. tools: JSON schemas as clients send
+        them. image_marker: what the model's own template writes for an image. What messages say is never taken for an
+        image's place. Raises BadRequest with the template's own words if it refuses the conversation, for bad tools, or
+        if it has no place for an image; BadModel if it fails.
         """
-        if prompt and suffix:
-            return context + self._writer.insert(prompt, suffix, _thinking(think))
-        first = [Message(role="system", content=system)] if system else []
-        asked = Message(role="user", content=prompt, images=tuple(images))
-        return context + self.chat([*first, *history, asked], think=think)
+        places = Places(messages, [tools, self.source], marker=image_marker)
+        return places.parts(self._writer.chat(places, tools or (), _thinking(think)))
+
+    def insert(self, prompt: str, suffix: str, *, think: Think = None) -> str:
+        """Return the prompt for the text between prompt and suffix. Raises Unsupported if there is no place for it."""
+        return self._writer.insert(prompt, suffix, _thinking(think))
 
 
 def _thinking(think: Think) -> Thinking:

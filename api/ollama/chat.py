@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from ...core.errors import BadRequest, Unsupported
+from ...core.scheduler.messages import Media
 from ...store import InvalidName
-from ...text.conversation import Message, ToolCall
+from ...text.conversation import Message, ToolCall, with_images
 from ..asking import Wish, check_think, check_top_logprobs, parse_keep_alive, schema_of
+from ..composing import shown
 from ..library import Model
 from ..prompts import chat
 from ..replies import json_response, respond
@@ -38,11 +42,15 @@ class ChatEndpoint:
         if not body.messages and wish.keep_alive == 0:
             return respond(self._serving.unload(model), writer, SINGLE)
         _check(body, model)
+        if any(message.images for message in body.messages):
+            await self._serving.check_sight(model, body.model)
         if not body.messages:
             return respond(self._serving.load(model, wish), writer, SINGLE)
-        prompt = chat(model, [_message(message) for message in body.messages], truncate=body.truncate)
+        media = self._serving.media()
+        messages = [_message(message, await media.images(message.images)) for message in body.messages]
+        prompt = chat(model, messages, truncate=body.truncate)
         if body.render_only:
-            return json_response(writer.rendered(await self._serving.render(model, wish, prompt)))
+            return json_response(writer.rendered(*shown(await self._serving.render(model, wish, prompt))))
         return respond(self._serving.reply(model, wish, prompt), writer, NDJSON if body.stream else SINGLE)
 
     async def _open(self, name: str) -> Model:
@@ -70,14 +78,12 @@ def _check(body: ChatRequest, model: Model) -> None:
     check_think(body.model, body.think)
     if body.tools:
         raise Unsupported(f"{model.full_name} does not support tools")
-    if any(message.images for message in body.messages):
-        raise Unsupported(f'"{body.model}" cannot read images')
 
 
-def _message(message: ChatMessage) -> Message:
+def _message(message: ChatMessage, images: Sequence[Media]) -> Message:
     return Message(
         role=message.role.lower(),
-        content=message.content or "",
+        content=with_images(message.content or "", images),
         tool_calls=tuple(
             ToolCall(call.function.name, call.function.arguments, call.id, call.function.index)
             for call in message.tool_calls or ()

@@ -32,9 +32,9 @@ class NativeWriter(ABC, Generic[C]):
         """Return the answer to a request that wants no stream."""
         return self._chunk(piece.text, logprobs=_logprobs(piece.logprobs), **_metrics(ended))
 
-    def rendered(self, prompt: str) -> C:
+    def rendered(self, prompt: str, images: int) -> C:
         """Return the answer to a request that only wants to see the prompt."""
-        return self._chunk("", debug_info=DebugInfo(prompt))
+        return self._chunk("", debug_info=DebugInfo(prompt, images))
 
     @abstractmethod
     def _chunk(self, text: str, **fields: Any) -> C:

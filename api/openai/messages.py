@@ -2,60 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from ...core.errors import BadRequest, Unsupported
-from ...text.conversation import Message, ToolCall
+from ...text.conversation import Message, Part, ToolCall
+from ..media import MediaReader
 from ..requests import type_name
 from .schema import ChatMessage
 
+DETAILS = ("auto", "low", "high", None)  # accepted for what they are: each model has sizes of its own for images
 
-def conversation(messages: Sequence[ChatMessage]) -> list[Message]:
-    """Return messages with each part of a content as a message of its own; templates join neighbours of one role.
 
-    Raises BadRequest for a content or a tool call of the wrong form, Unsupported for parts that are no text.
+async def conversation(messages: Sequence[ChatMessage], media: MediaReader) -> list[Message]:
+    """Return messages with their parts in order.
+
+    Raises BadRequest for a content, a part, an image or a tool call of the wrong form, Unsupported for other parts.
     """
     names: dict[str, str] = {}  # of the tools that were called, by the call's id
-    return [turn for message in messages for turn in _turns(message, names)]
+    return [await _turn(message, names, media) for message in messages]
 
 
-def _turns(message: ChatMessage, names: dict[str, str]) -> Iterator[Message]:
+def has_media(messages: Iterable[ChatMessage]) -> bool:
+    """Whether there is anything but text in messages."""
+    parts = (part for message in messages if isinstance(message.content, list) for part in message.content)
+    return any(isinstance(part, dict) and part.get("type") in ("image_url", "video") for part in parts)
+
+
+async def _turn(message: ChatMessage, names: dict[str, str], media: MediaReader) -> Message:
     calls = tuple(_call(call, names) for call in message.tool_calls or ())
-    role = "system" if message.role == "developer" else message.role  # the newer name of the same thing
-    for number, text in enumerate(_texts(message, has_calls=bool(calls))):
-        yield Message(
-            role=role,
-            content=text,
-            tool_calls=() if number else calls,  # joining the parts keeps those of the first
-            thinking=message.reasoning or "",
-            tool_name=names.get(message.tool_call_id or "", ""),
-            tool_call_id=message.tool_call_id or "",
-        )
+    return Message(
+        role="system" if message.role == "developer" else message.role,  # the newer name of the same thing
+        content=await _content(message.content, media, may_be_missing=bool(calls)),
+        tool_calls=calls,
+        thinking=message.reasoning or "",
+        tool_name=names.get(message.tool_call_id or "", ""),
+        tool_call_id=message.tool_call_id or "",
+    )
 
 
-def _texts(message: ChatMessage, *, has_calls: bool) -> list[str]:
-    content = message.content
+async def _content(content: Any, media: MediaReader, *, may_be_missing: bool) -> str | tuple[Part, ...]:
     if isinstance(content, str):
-        return [content]
+        return content
     if isinstance(content, list):
-        return [_text(part) for part in content]
-    if content is None and has_calls:
-        return [""]
+        return _joined([await _part(part, media) for part in content])
+    if content is None and may_be_missing:
+        return ""
     raise BadRequest(f"invalid message content type: {type_name(content)}")
 
 
-def _text(part: Any) -> str:
+async def _part(part: Any, media: MediaReader) -> Part:
     match part:
         case {"type": "text" | "refusal" as kind} if isinstance(part.get(kind), str):
             return str(part[kind])
-        case {"type": "image_url"}:
-            raise Unsupported("this model cannot read images")
-        case {"type": str(kind)} if kind not in ("text", "refusal"):
+        case {"type": "image_url", "image_url": str(url)}:
+            return await media.image(url)
+        case {"type": "image_url", "image_url": {"url": str(url), **more}}:
+            if more.get("detail") not in DETAILS:
+                raise BadRequest("invalid image input: detail must be auto, low or high")
+            return await media.image(url)
+        case {"type": "video", "video": [_, *_] as urls} if all(isinstance(url, str) for url in urls):
+            return await media.video(urls)
+        case {"type": str(kind)} if kind not in ("text", "refusal", "image_url", "video"):
             raise Unsupported(f"message parts of type {kind} are not supported")
     raise BadRequest("invalid message format")
+
+
+def _joined(parts: Sequence[Part]) -> str | tuple[Part, ...]:
+    """Return parts with neighbouring texts made one, a blank line apart, as Ollama does."""
+    joined: list[Part] = []
+    for part in parts:
+        if joined and isinstance(part, str) and isinstance(joined[-1], str):
+            joined[-1] += f"\n\n{part}"
+        else:
+            joined.append(part)
+    match joined:
+        case []:
+            return ""
+        case [str(text)]:
+            return text
+    return tuple(joined)
 
 
 def _call(call: Any, names: dict[str, str]) -> ToolCall:

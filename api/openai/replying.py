@@ -17,7 +17,7 @@ from ..serving import Serving
 from ..streaming import EVENTS, SINGLE
 from . import asking
 from .chunks import ChatWriter, CompletionWriter
-from .messages import conversation
+from .messages import conversation, has_media
 from .schema import ChatRequest, CompletionRequest
 
 
@@ -44,7 +44,6 @@ class ReplyEndpoints:
             schema=asking.chat_schema(body),
             logprobs=asking.chat_logprobs(body),
         )
-        messages = conversation(body.messages)
         think = asking.think_level(body)
         try:
             model = await self._serving.open(body.model)
@@ -53,6 +52,9 @@ class ReplyEndpoints:
         check_think(body.model, think)
         if body.tools:
             raise Unsupported(f"{model.full_name} does not support tools")
+        if has_media(body.messages):
+            await self._serving.check_sight(model, body.model)
+        messages = await conversation(body.messages, self._serving.media())
         writer = ChatWriter(body.model, include_usage=bool(body.stream_options.include_usage))
         events = self._serving.reply(model, wish, chat(model, messages))
         return respond(events, writer, EVENTS if body.stream else SINGLE)

@@ -49,13 +49,13 @@ _PROPERTY = Shape(
 )
 
 
-def message_record(message: Message) -> Record:
-    """Return message with the fields of `.Messages`."""
+def message_record(message: Message, images: int = 0) -> Record:
+    """Return message with the fields of `.Messages`. Of its images a template may learn the number."""
     fields = {
         "Role": message.role,
-        "Content": message.content,
+        "Content": message.text,
         "Thinking": message.thinking,
-        "Images": list(message.images),
+        "Images": [b""] * images,
         "ToolCalls": Listed(map(_call_record, message.tool_calls)),
         "ToolName": message.tool_name,
         "ToolCallID": message.tool_call_id,

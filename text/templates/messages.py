@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
+
+from ...core.scheduler.messages import Media
+
+Part = str | Media
 
 
 class ToolCall(Struct, frozen=True):
@@ -20,36 +23,44 @@ class ToolCall(Struct, frozen=True):
 
 
 class Message(Struct, frozen=True):
-    """One turn. role: system, user, assistant, tool or what else a template knows. images: encoded files.
+    """One turn. role: system, user, assistant, tool or what else a template knows.
 
-    tool_name, tool_call_id: which call a message of role tool answers.
+    content: a text, or texts and images in their order. tool_name, tool_call_id: which call a message of role tool
+    answers.
     """
 
     role: str
-    content: str = ""
+    content: str | tuple[Part, ...] = ""
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_name: str = ""
     tool_call_id: str = ""
-    images: tuple[bytes, ...] = ()
+
+    @property
+    def media(self) -> list[Media]:
+        """The images."""
+        return [] if isinstance(self.content, str) else [part for part in self.content if isinstance(part, Media)]
+
+    @property
+    def text(self) -> str:
+        """The content of a message without images, or in which stand-ins stand for them."""
+        assert isinstance(self.content, str)
+        return self.content
 
 
-def with_image_marks(messages: Sequence[Message]) -> list[Message]:
-    """Return messages whose text says where their images are: `[img-N]`, N counting over all of them from 0.
+def with_images(text: str, images: Sequence[Media]) -> str | tuple[Part, ...]:
+    """Return the content of a message that holds its images apart from its text.
 
-    A mark replaces a literal `[img]` of the text, in order, and stands before the text where there is none.
+    An image replaces a literal `[img]` of the text, in order, and stands before the text where there is none.
     """
-    numbers = itertools.count()
-    marked = []
-    for message in messages:
-        before, content = "", message.content
-        for number in itertools.islice(numbers, len(message.images)):
-            if "[img]" in content:
-                content = content.replace("[img]", f"[img-{number}]", 1)
-            else:
-                before += f"[img-{number}]"
-        marked.append(replace(message, content=before + content) if message.images else message)
-    return marked
+    if not images:
+        return text
+    pieces = text.split("[img]", min(text.count("[img]"), len(images)))
+    placed = len(pieces) - 1
+    parts: list[Part] = [*images[placed:], pieces[0]]
+    for image, piece in zip(images[:placed], pieces[1:], strict=True):
+        parts += [image, piece]
+    return tuple(part for part in parts if part != "")
 
 
 def merged(messages: Sequence[Message]) -> list[Message]:
@@ -60,7 +71,7 @@ def merged(messages: Sequence[Message]) -> list[Message]:
     together: list[Message] = []
     for message in messages:
         if together and together[-1].role == message.role != "tool":
-            together[-1] = replace(together[-1], content=f"{together[-1].content}\n\n{message.content}")
+            together[-1] = replace(together[-1], content=f"{together[-1].text}\n\n{message.text}")
         else:
             together.append(message)
     return together

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from msgspec.structs import replace
 
-from ...core.errors import Unsupported
+from ...core.errors import Failure, Unsupported
 from .go import GoTemplate, Value
 from .go_data import message_record, tool_records
 from .jinja import JinjaTemplate
 from .messages import Message, merged
+from .places import Places
 
 Tools = Sequence[Mapping[str, Any]]
 
@@ -44,8 +46,8 @@ class PromptWriter(Protocol):
     def tool_tag(self) -> str | None:
         """The text that begins tool calls."""
 
-    def chat(self, messages: Sequence[Message], tools: Tools, thinking: Thinking) -> str:
-        """Return the conversation, left open for the next reply or for more of the last one."""
+    def chat(self, places: Places, tools: Tools, thinking: Thinking) -> str:
+        """Return the conversation, left open for the next reply or for more of the last one, with stand-ins in it."""
 
     def insert(self, prompt: str, suffix: str, thinking: Thinking) -> str:
         """Return the prompt for the text between prompt and suffix."""
@@ -84,14 +86,14 @@ class GoPrompts:
         """The text that begins tool calls."""
         return self._template.tool_tag
 
-    def chat(self, messages: Sequence[Message], tools: Tools, thinking: Thinking) -> str:
+    def chat(self, places: Places, tools: Tools, thinking: Thinking) -> str:
         """Return the conversation, in one run if the template walks the messages itself, else in one run a turn."""
-        messages = merged(messages)
+        messages = merged(places.flattened())
         if not self._template.mentions("Messages"):
             return self._turns(messages, thinking)
         data: dict[str, Value] = {
-            "System": "\n\n".join(message.content for message in messages if message.role == "system"),
-            "Messages": [message_record(message) for message in messages],
+            "System": "\n\n".join(message.text for message in messages if message.role == "system"),
+            "Messages": [message_record(message, places.count(message.text)) for message in messages],
             "Tools": tool_records(tools),
             "Response": "",
         }
@@ -127,13 +129,13 @@ def _turns(messages: Sequence[Message]) -> list[dict[str, Value]]:
             case "system":
                 if turn["Prompt"] or turn["Response"]:
                     turns.append(turn := _turn())
-                turn["System"] = message.content
+                turn["System"] = message.text
             case "user":
                 if turn["Response"]:
                     turns.append(turn := _turn())
-                turn["Prompt"] = message.content
+                turn["Prompt"] = message.text
             case "assistant":
-                turn["Response"] = message.content
+                turn["Response"] = message.text
     return turns
 
 
@@ -177,25 +179,47 @@ class JinjaPrompts:
         """None: this language does not show how calls begin without running it."""
         return None
 
-    def chat(self, messages: Sequence[Message], tools: Tools, thinking: Thinking) -> str:
+    def chat(self, places: Places, tools: Tools, thinking: Thinking) -> str:
         """Return the conversation. A last message of the assistant is the beginning of the reply."""
-        if not messages or messages[-1].role != "assistant":
-            return self._render(messages, tools, thinking, open_reply=True)
-        begun = replace(messages[-1], content=_PREFILL, tool_calls=())
-        text, found, _ = self._render([*messages[:-1], begun], tools, thinking, open_reply=False).rpartition(_PREFILL)
-        if not found:  # the template leaves the reply out or writes it otherwise
-            text = self._render(messages[:-1], tools, thinking, open_reply=True)
-        return text + messages[-1].content
 
-    def _render(self, messages: Sequence[Message], tools: Tools, thinking: Thinking, *, open_reply: bool) -> str:
+        def render(messages: Sequence[Message], *, open_reply: bool) -> str:
+            variables = self._variables(tools, thinking, open_reply=open_reply)
+            return self._with_markers(messages, variables, places) or self._render(messages, variables)
+
+        messages = places.flattened()
+        if not messages or messages[-1].role != "assistant":
+            return render(messages, open_reply=True)
+        begun = replace(messages[-1], content=_PREFILL, tool_calls=())
+        text, found, _ = render([*messages[:-1], begun], open_reply=False).rpartition(_PREFILL)
+        if not found:  # the template leaves the reply out or writes it otherwise
+            text = render(messages[:-1], open_reply=True)
+        return text + messages[-1].text
+
+    def _with_markers(self, messages: Sequence[Message], variables: Mapping[str, Any], places: Places) -> str | None:
+        """Return what the template writes when contents are lists of parts, if there is a marker in it for each image.
+
+        Those of models that see do so; others print such lists as Python does, or fail.
+        """
+        images = sum(places.count(message.text) for message in messages)
+        if not images or not places.marker:
+            return None
+        with suppress(Failure):
+            text = self._render(messages, variables, places.listed)
+            if text.count(places.marker) == images:
+                return places.unlisted(text)
+        return None
+
+    def _render(
+        self, messages: Sequence[Message], variables: Mapping[str, Any], content: Callable[[str], Any] = str
+    ) -> str:
+        """Return what the template writes. content: what it is given as the content of a message."""
         return self._template.render(
-            messages=[_message_dict(message) for message in messages],
-            tools=list(tools) or None,
-            documents=None,
-            add_generation_prompt=open_reply,
-            **self._tokens,
-            **_thinking_variables(thinking),
+            messages=[_message_dict(message) | {"content": content(message.text)} for message in messages], **variables
         )
+
+    def _variables(self, tools: Tools, thinking: Thinking, *, open_reply: bool) -> dict[str, Any]:
+        fixed = {"tools": list(tools) or None, "documents": None, "add_generation_prompt": open_reply}
+        return fixed | self._tokens | _thinking_variables(thinking)
 
     def insert(self, prompt: str, suffix: str, thinking: Thinking) -> str:
         """Raise Unsupported: chat templates know no text in the middle."""
@@ -215,7 +239,7 @@ def _message_dict(message: Message) -> dict[str, Any]:
         "name": message.tool_name,
         "tool_call_id": message.tool_call_id,
     }
-    return {"role": message.role, "content": message.content} | {name: v for name, v in optional.items() if v}
+    return {"role": message.role, "content": message.text} | {name: v for name, v in optional.items() if v}
 
 
 def _thinking_variables(thinking: Thinking) -> dict[str, Any]:
