@@ -10,6 +10,8 @@ from puna.text.tokenizers import open_tokenizer
 from .reference import FIXTURES, cases
 from .serving import running_server, upload
 
+pytestmark = pytest.mark.asyncio
+
 FAMILIES = ["gemma3-vl", "qwen2.5-vl"]
 FILES = {
     "checkpoint": lambda folder: {file.name: file for file in sorted((folder / "hf").iterdir())},
@@ -68,7 +70,7 @@ async def test_a_second_turn_sees_and_computes_no_picture_again(tmp_path, family
         messages = [{"role": "user", "content": "What is it?", "images": [picture(family, "gradient")]}]
         body = {"model": name, "messages": messages, "stream": False, "options": {"temperature": 0, "num_predict": 8}}
         first = (await live.http.post("/api/chat", json=body)).json()
-        (runner,) = [resident.runner for resident in live.models.loaded]
+        (runner,) = [resident.runner for resident in live.models.loaded()]
         before = runner.stats
         body["messages"] = [*messages, first["message"], {"role": "user", "content": "And in one word?"}]
         second = (await live.http.post("/api/chat", json=body)).json()
