@@ -36,7 +36,7 @@ from .masks import Costs, measure
 from .schemas import Schema, schemas
 
 MODEL = Path("tests/fixtures/llama-bpe/gguf/model-f32.gguf")
-TOGETHER = 32
+TOGETHER = 16  # replies: as many schemas as may wait to be compiled
 CONTEXT = 1024
 TRIES = 5  # of a reply that its context cut short
 VALIDATOR = jsonschema.Draft202012Validator
