@@ -31,7 +31,7 @@ from .vocabulary import make_vocabulary
 HIDDEN, INNER, HEADS, PATCH, SIDE = 1152, 4304, 16, 14, 896
 OUTPUT = 2560  # width of the decoder, as in Gemma 3 4B
 ROWS = 256
-VOCABULARY = 512
+VOCABULARY = 1024
 
 
 def operations(layers: int) -> int:
@@ -173,7 +173,6 @@ def puna_seconds(text: Path, eye: Path, threads: int, tries: int) -> list[float]
 
 def llama_seconds(text: Path, eye: Path, threads: int, tries: int) -> list[float]:
     """Return what encoding one picture takes llama.cpp, each time."""
-    import llama_cpp
     from llama_cpp import mtmd_cpp
 
     from .llama import LlamaModel
@@ -186,7 +185,9 @@ def llama_seconds(text: Path, eye: Path, threads: int, tries: int) -> list[float
     noise = np.random.default_rng(2).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     bitmap = mtmd_cpp.mtmd_bitmap_init(SIDE, SIDE, noise.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
     chunks = mtmd_cpp.mtmd_input_chunks_init()
-    asked = mtmd_cpp.mtmd_input_text(mtmd_cpp.mtmd_default_marker(), True, True)
+    asked = mtmd_cpp.mtmd_input_text(text=(marker := mtmd_cpp.mtmd_default_marker()), add_special=True)
+    if hasattr(asked, "text_len"):  # since 2026
+        asked.text_len = len(marker)
     bitmaps = (mtmd_cpp.mtmd_bitmap_p_ctypes * 1)(bitmap)
     assert mtmd_cpp.mtmd_tokenize(context, chunks, ctypes.byref(asked), bitmaps, 1) == 0
     every = [mtmd_cpp.mtmd_input_chunks_get(chunks, i) for i in range(mtmd_cpp.mtmd_input_chunks_size(chunks))]
@@ -196,7 +197,6 @@ def llama_seconds(text: Path, eye: Path, threads: int, tries: int) -> list[float
         start = time.perf_counter()
         assert mtmd_cpp.mtmd_encode_chunk(context, picture) == 0
         found.append(time.perf_counter() - start)
-    del llama_cpp
     return found[1:]
 
 
