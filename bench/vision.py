@@ -147,6 +147,7 @@ def puna_seconds(text: Path, eye: Path, threads: int, tries: int) -> list[float]
     from PIL import Image
 
     from puna.core.kernel import find_plugins
+    from puna.core.memory.allocation import keep_freed_memory
     from puna.core.model import find_architecture, load_model
     from puna.core.pictures import Picture
     from puna.core.settings import load_settings
@@ -155,6 +156,7 @@ def puna_seconds(text: Path, eye: Path, threads: int, tries: int) -> list[float]
     from puna.core.tensor.weights import open_weights
 
     use_threads(threads)
+    keep_freed_memory()
     source = open_weights({"decoder.gguf": text, "encoder.gguf": eye})
     architectures = [a for report in find_plugins(load_settings().plugins) for a in report.architectures]
     model = load_model(find_architecture(architectures, source), source, CpuLoader())

@@ -16,6 +16,7 @@ from ..core.plugin import Array, Encoder, Keys, Matrix, Module, Picture, Prepare
 from ..core.tensor import attend_all, concat, conv_patches, layer_norm, linear, mlp, pool_patches, project, rms_norm
 
 LARGEST_SIDE = 1 << 14  # pixels, far above any encoder's
+AT_ONCE = 1024  # patches between two yields, for what grows with their number
 GREY = (0.5, 0.5, 0.5)  # mean and deviation of colours from 0 to 1, unless a file has others
 BEFORE, AFTER = "\n\n<start_of_image>", "<end_of_image>\n\n"  # the rows of a picture
 ORIGINAL, CROPS = "Here is the original image ", " and here are some crops to help you see better "
@@ -217,18 +218,29 @@ class VisionBlock(Module):
     )
     down_bias: Array = tensor("hidden", gguf=("ffn_down.bias", "ffn_up.bias", "mlp.fc2.bias"), hf="mlp.fc2.bias")
 
-    def attention(self, x: Array) -> Array:  # [P, D] -> [P, D]
+    def forward(self, x: Array) -> Generator[None, None, Array]:  # [P, D] -> [P, D]
+        """Return x after this layer; yields after every part of the work."""
+        x = x + (yield from self.attention(x))
+        yield
+        added: list[Array] = []
+        for start in range(0, x.shape[0], AT_ONCE):
+            part = layer_norm(x[start : start + AT_ONCE], self.mlp_norm, self.mlp_norm_bias, self.config.eps)
+            biases = self.up_bias, self.down_bias
+            added.append(mlp(part, self.up, self.down, activation="gelu_tanh", biases=biases))
+            yield
+        return x + concat(*added)
+
+    def attention(self, x: Array) -> Generator[None, None, Array]:  # [P, D] -> [P, D]
         """Return what attention adds."""
         heads, size = self.config.heads, self.config.hidden // self.config.heads
         x = layer_norm(x, self.attention_norm, self.attention_norm_bias, self.config.eps)
         parts = project(x, (self.q, self.q_bias), (self.k, self.k_bias), (self.v, self.v_bias))
         q, k, v = (part.reshape(-1, heads, size) for part in parts)
-        return linear(attend_all(q, k, v, scale=size**-0.5), self.out, self.out_bias)
-
-    def mlp(self, x: Array) -> Array:  # [P, D] -> [P, D]
-        """Return what the MLP adds."""
-        x = layer_norm(x, self.mlp_norm, self.mlp_norm_bias, self.config.eps)
-        return mlp(x, self.up, self.down, activation="gelu_tanh", biases=(self.up_bias, self.down_bias))
+        mixed: list[Array] = []
+        for start in range(0, x.shape[0], AT_ONCE):
+            yield
+            mixed.append(attend_all(q[start : start + AT_ONCE], k, v, scale=size**-0.5))
+        return linear(concat(*mixed), self.out, self.out_bias)
 
 
 class Vision(Encoder):
@@ -301,7 +313,7 @@ class Vision(Encoder):
         return Prepared(np.stack(squares), (*parts, AFTER))
 
     def encode(self, images: Sequence[Prepared]) -> Generator[None, None, Sequence[Array]]:
-        """Return the rows of each image, [rows, width of the decoder]; yields twice a layer."""
+        """Return the rows of each image, [rows, width of the decoder]; yields several times a layer."""
         found: list[Array] = []
         for image in images:
             views = []
@@ -316,10 +328,7 @@ class Vision(Encoder):
         c = self.config
         x = conv_patches(pixels, self.patches, self.patches_bias).reshape(c.patches, c.hidden) + self.positions
         for block in self.blocks:
-            x = x + block.attention(x)
-            yield
-            x = x + block.mlp(x)
-            yield
+            x = yield from block.forward(x)
         return layer_norm(x, self.norm, self.norm_bias, c.eps)
 
     def projected(self, x: Array) -> Array:  # [P, D] -> [rows, width of the decoder]

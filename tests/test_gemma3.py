@@ -38,7 +38,7 @@ from puna.core.tensor.cpu import CpuLoader
 from puna.core.tensor.rope import NoScaling, Yarn
 from puna.core.tensor.source import WeightSource
 from puna.core.tensor.weights import open_weights
-from puna.plugins import gemma3
+from puna.plugins import gemma3, gemma3_vision
 from puna.plugins.gemma3 import Config, cache_layout
 from puna.plugins.gemma3_vision import PanAndScan, Vision, VisionConfig
 from puna.text.tokenizers import open_tokenizer
@@ -457,10 +457,15 @@ def test_pictures_are_encoded_as_the_reference_does(kind: str, image: dict[str, 
     np.testing.assert_allclose(rows, given[image["projected"]], atol=ATOL)
 
 
-def test_others_have_their_turn_twice_a_layer(loaded: Any) -> None:
+def test_others_have_their_turn_the_more_often_the_larger_the_picture(loaded: Any, monkeypatch: Any) -> None:
     eye, image = loaded("checkpoint").vision, cases("gemma3-vl")["images"][0]
-    picture = prepared(loaded("checkpoint"), image)
-    assert sum(1 for _ in eye.encode([picture, picture])) == 2 * 2 * eye.config.layers
+    picture, parts = prepared(loaded("checkpoint"), image), 4
+    assert sum(1 for _ in eye.encode([picture, picture])) == 2 * 3 * eye.config.layers
+    whole = seen(loaded("checkpoint"), picture.pixels)
+    monkeypatch.setattr(gemma3_vision, "AT_ONCE", eye.config.patches // parts)
+    assert sum(1 for _ in eye.encode([picture])) == (2 * parts + 1) * eye.config.layers
+    for found, before in zip(seen(loaded("checkpoint"), picture.pixels), whole, strict=True):
+        np.testing.assert_allclose(found, before, atol=1e-5)
 
 
 # ---- pan and scan --------------------------------------------------------------------------------------------------

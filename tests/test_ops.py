@@ -10,10 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.errors import BadModel
-from puna.core.tensor import attend, embed, gated_mlp, linear, project, rms_norm, rope, rope_table, rotations
+from puna.core.tensor import (
+    activations,
+    attend,
+    cpu,
+    cpu_vision,
+    embed,
+    gated_mlp,
+    linear,
+    mlp,
+    project,
+    rms_norm,
+    rope,
+    rope_table,
+    rotations,
+)
 from puna.core.tensor.activations import LITTLE
 from puna.core.tensor.blocks import by_name
-from puna.core.tensor.cpu import FEW, TILE_ROWS, CpuLoader, CpuMatrix, Experts, PackedMatrix
+from puna.core.tensor.cpu import FEW, TILE_ROWS, CpuLoader, CpuMatrix, Experts, PackedMatrix, packed_matrix
 from puna.core.tensor.decode import KINDS, decode_tensor
 from puna.core.tensor.ops import Operation
 from puna.core.tensor.weights import open_weights
@@ -329,3 +343,27 @@ def test_an_error_inside_an_implementation_is_not_taken_for_a_missing_one():
 def test_an_operation_keeps_the_name_and_the_documentation_of_its_declaration():
     assert linear.__name__ == "linear"
     assert "weight" in linear.__doc__
+
+
+def test_many_rows_are_computed_in_pieces_to_the_same_numbers(monkeypatch):
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((70, 64), dtype=np.float32)
+    q, up, down = (packed_matrix(matrix_of(rng, *shape)) for shape in ((48, 64), (96, 64), (64, 96)))
+
+    def computed():
+        gated = gated_mlp(x, up, up, down)
+        return [linear(x, q), *project(x, (q, None), (up, None)), mlp(x, up, down, activation="gelu"), gated]
+
+    whole = computed()
+    monkeypatch.setattr(cpu, "PIECE", 32)
+    monkeypatch.setattr(cpu_vision, "PIECE", 32)
+    monkeypatch.setattr(activations, "PIECE", 32)
+    for found, expected in zip(computed(), whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def matrix_of(rng, rows, columns):
+    """Return random weights in half precision, as they lie in a file."""
+    raw = rng.standard_normal((rows, columns)).astype(np.float16).view(np.uint8)
+    raw.flags.writeable = False
+    return CpuMatrix(by_name("F16"), raw, (rows, columns))

@@ -11,12 +11,20 @@ from .team import shared, spread
 Floats = npt.NDArray[np.float32]
 
 LITTLE = 1 << 15  # numbers that one thread is done with before others have looked up
-PIECE = 1 << 13  # numbers that a thread takes at once, about
+SHARE = 1 << 13  # numbers that a thread takes at once, about
+# Rows of activations that are computed with at once: of many more, as an image has, arrays would be so large that the
+# system takes their memory back each time, and clears every page that it gives again.
+PIECE = 1024
 
 
 def each(rows: int, size: int) -> int:
     """Return how many of `rows` rows of `size` numbers a thread takes at once: all of them if they are few."""
-    return max(1, rows if rows * size < LITTLE else PIECE // size)
+    return max(1, rows if rows * size < LITTLE else SHARE // size)
+
+
+def pieces_of(x: Floats) -> list[Floats]:
+    """Return the rows of x, PIECE at a time."""
+    return [x[first : first + PIECE] for first in range(0, len(x), PIECE)]
 
 
 @kernel(fastmath=FAST)

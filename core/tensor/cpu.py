@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..errors import BadModel
 from . import cpu_attention, cpu_vision, ops  # noqa: F401 - attention and what encoders use register themselves
-from .activations import norm_rows, rotate
+from .activations import PIECE, norm_rows, pieces_of, rotate
 from .arena import Arena
 from .blocks import BlockFormat, by_name
 from .checks import ANY, INT32, expect, expect_kinds, expect_mlp
@@ -189,6 +189,9 @@ def project(x: Floats, *parts: tuple[AnyMatrix, Floats | None]) -> tuple[Floats,
 
 def _products(name: str, x: Floats, parts: Sequence[tuple[AnyMatrix, Floats | None]]) -> list[Floats]:
     """Return what `project` does, for the operation of that name."""
+    if len(x) > PIECE:
+        pieces = [_products(name, piece, parts) for piece in pieces_of(x)]
+        return [np.concatenate(found) for found in zip(*pieces, strict=True)]
     expect_kinds(name, MATRICES, *[weight for weight, _ in parts])
     for weight, bias in parts:
         expect(f"{name}: x", x, (ANY, weight.shape[1]))
@@ -245,6 +248,9 @@ def gated_mlp(
     biases: tuple[Floats | None, Floats | None, Floats | None] = (None, None, None),
 ) -> Floats:
     """Return down(activation(gate(x)) · up(x))."""
+    if len(x) > PIECE:
+        pieces = pieces_of(x)
+        return np.concatenate([gated_mlp(p, gate, up, down, activation=activation, biases=biases) for p in pieces])
     expect_mlp("gated_mlp", MATRICES, gate, up, down)
     if biases[0] is None and biases[1] is None and are_alike(gate, up):
         assert isinstance(gate, PackedMatrix) and isinstance(up, PackedMatrix)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ..errors import BadModel
 from . import ops
-from .activations import layer_norm_rows
+from .activations import PIECE, layer_norm_rows, pieces_of
 from .checks import ANY, expect
 from .pointwise import activate_in_place
 from .tape import contiguous, do, room
@@ -60,6 +60,8 @@ def mlp(
     biases: tuple[Floats | None, Floats | None] = (None, None),
 ) -> Floats:
     """Return down(activation(up(x)))."""
+    if len(x) > PIECE:
+        return np.concatenate([mlp(piece, up, down, activation=activation, biases=biases) for piece in pieces_of(x)])
     inner: Floats = ops.linear(x, up, biases[0])  # type: ignore[assignment]
     activate_in_place(inner, activation)
     return ops.linear(inner, down, biases[1])  # type: ignore[return-value]
