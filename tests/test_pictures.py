@@ -375,7 +375,7 @@ def still(width: int, height: int) -> bytes:
 
 
 def moving(width_bits: int, height_bits: int) -> bytes:
-    """The header of a stream of many frames, with everything that may be in it: clocks, models, two points to work at."""
+    """The header of a stream of many frames, with all that may be in it: clocks, models, two points to work at."""
     clocks = "1" + "0" * 64 + "1" + "00101" + "1" + "00111" + "0" * 42
     points = "1" + "00001" + 2 * ("0" * 12 + "01001" + "0" + "1" + "0" * 17 + "1" + "0" * 4)
     return unit(1, "00000" + clocks + points + f"{width_bits - 1:04b}{height_bits - 1:04b}" + "1" * 32)
