@@ -112,6 +112,8 @@ def _check(report: PluginReport, taken: Mapping[str, str]) -> None:
     """Raise if an architecture's tensor table is malformed or one of its names is taken."""
     for architecture in report.architectures:
         check_table(architecture.model)
+        if architecture.vision is not None:
+            check_table(architecture.vision)
     for name in report.names:
         if name in taken:
             raise ValueError(f"the architecture {name} is already provided by {taken[name]}")

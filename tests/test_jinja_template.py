@@ -17,7 +17,8 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 def _chat_cases():
     for path in sorted(FIXTURES.glob("*/cases.json")):
-        for number, case in enumerate(json.loads(path.read_text()).get("chat", [])):
+        known = json.loads(path.read_text())
+        for number, case in enumerate([*known.get("chat", []), *known.get("multimodal", [])]):
             yield pytest.param(path.parent / "hf", case, id=f"{path.parent.name}-{number}")
 
 
@@ -26,7 +27,7 @@ def test_renders_a_conversation_as_the_reference_does(checkpoint, case):
     tokenizer = json.loads((checkpoint / "tokenizer_config.json").read_text())
     text = JinjaTemplate(tokenizer["chat_template"]).render(
         messages=case["messages"],
-        add_generation_prompt=case["add_generation_prompt"],
+        add_generation_prompt=case.get("add_generation_prompt", True),
         bos_token=tokenizer.get("bos_token") or "",
         eos_token=tokenizer.get("eos_token") or "",
     )

@@ -48,7 +48,8 @@ class Alone:
     def step(self, tokens: list[int]) -> StepView:
         """Return the view of a step of these tokens, for which there is room."""
         assert self.table.reserve(self.table.length + len(tokens))
-        return StepView(self.cache, [Rows(self.table, 0, len(tokens))])
+        streams = self.loaded.architecture.streams
+        return StepView(self.cache, [Rows(self.table, 0, len(tokens))], streams=streams)
 
     def forward(self, tokens: list[int]) -> np.ndarray:
         """Return what leaves the last block for the tokens that come next, [T, D]."""

@@ -28,7 +28,7 @@ from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import CpuLoader, CpuMatrix
 from puna.core.tensor.source import TensorInfo
 from puna.core.tensor.weights import open_weights
-from puna.plugins import llama, mistral, qwen2, qwen3
+from puna.plugins import llama, mistral, qwen2, qwen3, qwen25vl
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -388,13 +388,15 @@ def test_a_config_needs_a_constructor_for_each_kind_of_file_answered_to():
 
 # ---- the plugins that come with Puna -------------------------------------------------------------------------------
 
-OURS = [llama, mistral, qwen2, qwen3]
+OURS = [llama, mistral, qwen2, qwen3, qwen25vl]
 
 
 @pytest.mark.parametrize("plugin", OURS, ids=lambda plugin: plugin.__name__)
 def test_our_plugins_declare_well_formed_tables(plugin):
     for provided in plugin.architectures():
         check_table(provided.model)
+        if provided.vision is not None:
+            check_table(provided.vision)
 
 
 @pytest.mark.parametrize("variant", ["llama-bpe", "llama-spm", "qwen2", "qwen3"])

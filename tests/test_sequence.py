@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from puna.core.errors import ContextTooLong
 from puna.core.memory.blocks import Blocks, Capacity
-from puna.core.scheduler.messages import Generate, cut
+from puna.core.scheduler.messages import Generate, Media, Placed, cut
 from puna.core.scheduler.sequence import Sequence
 
 
@@ -41,18 +41,33 @@ def test_a_guess_is_limited_by_the_context_and_the_request(limit, most):
     ],
 )
 def test_the_beginning_that_is_kept_and_the_end_survive(length, limit, keep, expected):
-    assert cut(list(range(length)), limit=limit, keep=keep) == expected
+    assert cut(list(range(length)), [], limit=limit, keep=keep) == (expected, [])
 
 
 @given(st.integers(1, 60), st.integers(1, 30), st.integers(-3, 40))
 def test_a_truncated_prompt_fills_the_context_and_ends_as_it_ended(length, limit, keep):
     prompt = list(range(length))
-    found = cut(prompt, limit=limit, keep=keep)
+    found, _ = cut(prompt, [], limit=limit, keep=keep)
     assert len(found) == min(length, limit)
     assert found[-1] == prompt[-1]
     assert found == sorted(set(found))
     cuts = sum(b - a > 1 for a, b in zip([-1, *found], found, strict=False))
     assert cuts <= 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 8)), max_size=5), st.integers(1, 30), st.integers(-3, 40))
+def test_of_a_picture_all_is_kept_or_nothing(gaps, limit, keep):
+    prompt, media = [], []
+    for number, (gap, rows) in enumerate(gaps):
+        prompt += [-1] * gap
+        media.append(Placed(Media([bytes([number])]), [(len(prompt), rows)]))
+        prompt += [number] * rows
+    found, kept = cut([*prompt, -1], media, limit=limit, keep=keep)
+    assert len(found) <= max(limit, 1)
+    for placed in kept:
+        (number,) = placed.media.frames[0]
+        assert found[placed.start : placed.stop] == [number] * (placed.stop - placed.start)
+    assert sum(placed.stop - placed.start for placed in kept) == sum(token >= 0 for token in found)
 
 
 def test_a_prompt_that_was_cut_says_by_how_much():

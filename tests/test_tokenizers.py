@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import re
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -29,6 +30,7 @@ FILES = [
     "llama-spm/hf", "llama-spm/gguf/model-f16.gguf", "mistral-v3/hf", "mistral-v3/gguf/model-f32.gguf",
     "qwen2/hf", "qwen2/gguf/model-f32.gguf", "qwen3/hf", "qwen3/gguf/model-f32.gguf",
     "gemma3-text/hf", "gemma3-text/gguf/model-f32.gguf", "gemma3-vl/hf", "gemma3-vl/gguf/model-f32.gguf",
+    "qwen2.5-vl/hf", "qwen2.5-vl/gguf/model-f32.gguf",
 ]  # fmt: skip
 files = pytest.mark.parametrize("file", FILES)
 
@@ -112,12 +114,9 @@ def test_text_equals_the_published_tokenizers(file):
     assert [tokenizer.decode(case["ids"], special=True) for case in listed] == [case["decoded"] for case in listed]
 
 
-# A GGUF file may call other tokens control tokens than its checkpoint does: Qwen's infilling markers and Gemma's <mask>
-# are ordinary there, and the places of Gemma's pictures are not.
+# A GGUF file may call other tokens control tokens than its checkpoint does: Gemma's <mask> is ordinary there, and the
+# places of its pictures are not.
 CALLED_OTHERWISE = {
-    "qwen3/gguf/model-f32.gguf": {
-        "<|im_start|><|im_end|><|quad_start|><|fim_middle|><|file_sep|></tool_response>": "</tool_response>"
-    },
     "gemma3-text/gguf/model-f32.gguf": {
         "<eos><start_of_turn><end_of_turn><table><code><start_of_image>": "<table><code><start_of_image>",
         "x<start_of_image>y <start_of_turn>\n z": "x<start_of_image>y \n z",
@@ -128,10 +127,13 @@ CALLED_OTHERWISE = {
 
 @files
 def test_text_without_control_tokens_equals_the_published_tokenizers(file):
+    # GGUF files call Qwen's infilling markers control tokens, checkpoints call them ordinary added tokens.
+    hidden = r"<\|(fim_\w+|repo_name|file_sep)\|>" if file.startswith("qwen") and "gguf" in file else "(?!)"
     tokenizer, differs = opened(file), CALLED_OTHERWISE.get(file, {})
     assert differs.keys() <= {case["text"] for case in cases(file)["tokenizer"]}
     for case in cases(file)["tokenizer"]:
-        assert tokenizer.decode(case["ids"]) == differs.get(case["text"], case["decoded_skip_special"])
+        expected = differs.get(case["text"], re.sub(hidden, "", case["decoded_skip_special"]))
+        assert tokenizer.decode(case["ids"]) == expected
 
 
 def word_piece_metadata() -> Metadata:
@@ -347,6 +349,7 @@ STOPS = {
     "bert-minilm": [], "llama-bpe": [408, 415, 416], "llama-quant": [404, 411, 412], "llama-spm": [2],
     "mistral-swa": [2], "mistral-v3": [2], "qwen2": [400, 402], "qwen3": [400, 402], "gemma3-text": [1, 9],
     "gemma3-vl": [1, 9],
+    "qwen2.5-vl": [406, 408],
 }  # fmt: skip
 
 

@@ -79,7 +79,9 @@ def conv_patches(pixels: Floats, weight: Floats, bias: Floats | None = None) -> 
     expect("conv_patches: pixels", pixels)
     expect("conv_patches: weight", weight)
     patches = _unfold(pixels, weight.shape)
-    out: Floats = patches @ weight.reshape(len(weight), -1).T
+    kernels = weight.reshape(len(weight), -1)
+    # As one product: of many images numpy would make one each, which for few patches is much slower.
+    out: Floats = (patches.reshape(-1, kernels.shape[1]) @ kernels.T).reshape(*patches.shape[:2], len(kernels))
     if bias is not None:
         expect("conv_patches: bias", bias, weight.shape[:1])
         out += bias

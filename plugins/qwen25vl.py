@@ -1,0 +1,234 @@
+"""Qwen 2.5 VL: the text decoder, which is Qwen 2 with positions in time, rows and columns, and the plugin's hook.
+
+Sources: Qwen2.5-VL Technical Report, arXiv:2502.13923, section 2.1; Qwen2-VL, arXiv:2409.12191, section 2.1 (M-RoPE).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..core.plugin import (
+    Architecture,
+    Array,
+    CacheLayer,
+    Causal,
+    Keys,
+    LayerCache,
+    Matrix,
+    Module,
+    Step,
+    Window,
+    hookimpl,
+    layers,
+    tensor,
+)
+from ..core.tensor import (
+    Rotation,
+    Scaling,
+    attend,
+    embed,
+    gated_mlp,
+    linear,
+    project,
+    rms_norm,
+    rope,
+    rope_base_from_hf,
+    rope_table,
+    rotations,
+    scaling_from_gguf,
+    scaling_from_hf,
+)
+from .qwen25vl_vision import Vision, VisionConfig
+
+MOST_LAYERS = 1 << 12  # far above any model: each layer's window is listed before the file's tensors are counted
+SECTIONS = (16, 24, 24)  # of the published models, whose heads have 128 dimensions; older files do not say
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The sizes of one model."""
+
+    layers: int
+    hidden: int  # D
+    inner: int  # width of the gated MLP
+    heads: int  # H
+    kv_heads: int  # K
+    head_size: int  # E
+    vocabulary: int  # V
+    context_length: int
+    eps: float
+    rope_base: float
+    scaling: Scaling
+    sections: tuple[int, int, int]  # pairs of a head that turn by time, by row and by column
+    windows: tuple[int | None, ...]  # of each layer: tokens a token sees; None: all
+
+    @property
+    def queries(self) -> int:
+        """H * E."""
+        return self.heads * self.head_size
+
+    @property
+    def keys(self) -> int:
+        """K * E."""
+        return self.kv_heads * self.head_size
+
+    @classmethod
+    def from_gguf(cls, keys: Keys) -> Config:
+        """Read `qwen25vl.*` or `qwen2vl.*`. These files have no key for a window: every layer sees everything."""
+        heads, hidden = keys.integer("attention.head_count"), keys.integer("embedding_length")
+        head_size = keys.integer("attention.key_length", hidden // heads)
+        keys.integer("attention.value_length", head_size, low=head_size, high=head_size)
+        keys.integer("rope.dimension_count", head_size, low=head_size, high=head_size)
+        count = keys.integer("block_count", high=MOST_LAYERS)
+        sections = "rope.dimension_sections" if "rope.dimension_sections" in keys else "rope.mrope_section"
+        return cls(
+            layers=count,
+            hidden=hidden,
+            inner=keys.integer("feed_forward_length"),
+            heads=heads,
+            kv_heads=keys.divisor("attention.head_count_kv", of=heads),
+            head_size=head_size,
+            vocabulary=keys.integer("vocab_size", len(keys.list("tokenizer.ggml.tokens")) or None),
+            context_length=keys.integer("context_length"),
+            eps=keys.number("attention.layer_norm_rms_epsilon", low=0.0, high=1.0),
+            rope_base=keys.number("rope.freq_base", 10000.0, low=1.0001),
+            scaling=scaling_from_gguf(keys),
+            sections=_sections(keys, sections, head_size // 2),
+            windows=(None,) * count,
+        )
+
+    @classmethod
+    def from_hf(cls, keys: Keys) -> Config:
+        """Read config.json, whose newer form has the decoder's part in a section of its own."""
+        keys = keys.section("text_config") or keys
+        keys.text("hidden_act", "silu", allowed=("silu",))
+        heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
+        head_size = keys.integer("head_dim", hidden // heads)
+        count = keys.integer("num_hidden_layers", high=MOST_LAYERS)
+        rule = keys.section("rope_scaling") or keys.section("rope_parameters") or keys
+        return cls(
+            layers=count,
+            hidden=hidden,
+            inner=keys.integer("intermediate_size"),
+            heads=heads,
+            kv_heads=keys.divisor("num_key_value_heads", of=heads),
+            head_size=head_size,
+            vocabulary=keys.integer("vocab_size"),
+            context_length=keys.integer("max_position_embeddings", 32768),
+            eps=keys.number("rms_norm_eps", 1e-5, low=0.0, high=1.0),
+            rope_base=rope_base_from_hf(keys, 1e6),
+            scaling=scaling_from_hf(keys),
+            sections=_sections(rule, "mrope_section", head_size // 2),
+            windows=_windows(keys, count),
+        )
+
+
+def _sections(keys: Keys, name: str, pairs: int) -> tuple[int, int, int]:
+    """Return how many pairs turn by each of the three streams. Some files list a fourth, which has none."""
+    found = list(keys.list(name)) or list(SECTIONS)
+    try:
+        time, rows, columns, *others = map(int, found)
+    except (TypeError, ValueError):
+        time, rows, columns, others = 0, 0, 0, []
+    if min(time, rows, columns) < 0 or time + rows + columns != pairs or any(others):
+        raise keys.wrong(name, f"three numbers of pairs that add up to {pairs}")
+    return time, rows, columns
+
+
+def _windows(keys: Keys, count: int) -> tuple[int | None, ...]:
+    """Return each layer's window. By the config's older rule only layers from `max_window_layers` on have one."""
+    size = keys.integer("sliding_window", 4096) if keys.flag("use_sliding_window", False) else None
+    kinds = keys.list("layer_types") or [
+        "sliding_attention" if i >= keys.integer("max_window_layers", 80, low=0) else "full_attention"
+        for i in range(count)
+    ]
+    if len(kinds) != count or any(kind not in ("sliding_attention", "full_attention") for kind in kinds):
+        raise keys.wrong("layer_types", f"{count} entries, each sliding_attention or full_attention")
+    return tuple(size if kind == "sliding_attention" else None for kind in kinds)
+
+
+class Block(Module):
+    """One layer: attention and a gated MLP, each behind a norm and beside a residual."""
+
+    config: Config
+    attention_norm: Array = tensor("hidden", gguf="attn_norm.weight", hf="input_layernorm.weight")
+    q: Matrix = tensor("queries", "hidden", gguf="attn_q.weight", hf="self_attn.q_proj.weight")
+    k: Matrix = tensor("keys", "hidden", gguf="attn_k.weight", hf="self_attn.k_proj.weight")
+    v: Matrix = tensor("keys", "hidden", gguf="attn_v.weight", hf="self_attn.v_proj.weight")
+    q_bias: Array = tensor("queries", gguf="attn_q.bias", hf="self_attn.q_proj.bias")
+    k_bias: Array = tensor("keys", gguf="attn_k.bias", hf="self_attn.k_proj.bias")
+    v_bias: Array = tensor("keys", gguf="attn_v.bias", hf="self_attn.v_proj.bias")
+    out: Matrix = tensor("hidden", "queries", gguf="attn_output.weight", hf="self_attn.o_proj.weight")
+    mlp_norm: Array = tensor("hidden", gguf="ffn_norm.weight", hf="post_attention_layernorm.weight")
+    gate: Matrix = tensor("inner", "hidden", gguf="ffn_gate.weight", hf="mlp.gate_proj.weight")
+    up: Matrix = tensor("inner", "hidden", gguf="ffn_up.weight", hf="mlp.up_proj.weight")
+    down: Matrix = tensor("hidden", "inner", gguf="ffn_down.weight", hf="mlp.down_proj.weight")
+
+    def forward(self, x: Array, turn: Rotation, cache: LayerCache) -> Array:  # [T, D] -> [T, D]
+        """Return x after this layer."""
+        x = x + self.attention(rms_norm(x, self.attention_norm, self.config.eps), turn, cache)
+        return x + gated_mlp(rms_norm(x, self.mlp_norm, self.config.eps), self.gate, self.up, self.down)
+
+    def attention(self, x: Array, turn: Rotation, cache: LayerCache) -> Array:  # [T, D] -> [T, D]
+        """Return what attention adds."""
+        size = self.config.head_size
+        q, k, v = project(x, (self.q, self.q_bias), (self.k, self.k_bias), (self.v, self.v_bias))
+        q = rope(q.reshape(-1, self.config.heads, size), turn)  # [T, H, E]
+        k = rope(k.reshape(-1, self.config.kv_heads, size), turn)  # [T, K, E]
+        seen = cache.extend(k, v.reshape(-1, self.config.kv_heads, size))
+        return linear(attend(q, seen, scale=size**-0.5), self.out)
+
+
+class Qwen25VL(Module):
+    """The decoder."""
+
+    config: Config
+    embedding: Matrix = tensor("vocabulary", "hidden", gguf="token_embd.weight", hf="model.embed_tokens.weight")
+    blocks: list[Block] = layers(Block, count="layers", gguf="blk.{}.", hf="model.layers.{}.")
+    norm: Array = tensor("hidden", gguf="output_norm.weight", hf="model.norm.weight")
+    output: Matrix = tensor("vocabulary", "hidden", gguf="output.weight", hf="lm_head.weight", tied="embedding")
+
+    def ready(self) -> None:
+        """Compute the frequencies of the pairs, which run on from one section to the next."""
+        c = self.config
+        self.table = rope_table(c.head_size, base=c.rope_base, pairing="split", scaling=c.scaling, sections=c.sections)
+
+    def embed(self, tokens: Array) -> Array:  # [T] -> [T, D]
+        """Return the embeddings of tokens."""
+        return embed(tokens, self.embedding)
+
+    def forward(self, x: Array, step: Step) -> Array:  # [T, D] -> [T, D]
+        """Return what leaves the last block. The step's positions are [3, T]: time, row and column of each token."""
+        turn = rotations(step.positions, self.table)
+        for block, cache in zip(self.blocks, step.cache, strict=True):
+            x = block.forward(x, turn, cache)
+        return x
+
+    def logits(self, x: Array) -> Array:  # [N, D] -> [N, V]
+        """Return the logits of chosen rows."""
+        return linear(rms_norm(x, self.norm, self.config.eps), self.output)
+
+
+def cache_layout(config: Config) -> list[CacheLayer]:
+    """Return what each layer keeps: keys and values, seen by all that follow or by those within its window."""
+    return [
+        CacheLayer(config.kv_heads, config.head_size, config.head_size, Window(size) if size else Causal())
+        for size in config.windows
+    ]
+
+
+@hookimpl
+def architectures() -> list[Architecture]:
+    """Return the architecture of this file."""
+    return [
+        Architecture(
+            gguf=("qwen25vl", "qwen2vl"),  # one file with everything; a text file, beside which an encoder's may lie
+            hf=("Qwen2_5_VLForConditionalGeneration",),
+            config=Config,
+            model=Qwen25VL,
+            cache=cache_layout,
+            vision=Vision,
+            vision_config=VisionConfig,
+            streams=3,
+            prefixes={"model.language_model.": "model.", "model.visual.": "visual."},
+        )
+    ]
