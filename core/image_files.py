@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .avif import frame_sizes
 from .errors import BadRequest
 
 MOST_PIXELS = 64 << 20  # a picture of 16,384 patches of 28 x 28 has 13 million
@@ -23,7 +24,7 @@ MOST_SEGMENTS = 1 << 10  # of a JPEG
 MOST_SCANS = 100  # of a JPEG, each of which may touch every pixel; common writers make ten
 MOST_EXIF = 4  # segments of it in a JPEG, where it fits into one
 MOST_VALUES = 1 << 18  # of a TIFF's tag: places of strips or tiles, the smallest of which have 256 pixels
-LARGEST_AVIF = 16 << 20  # bytes; its decoder is not asked for its parts, so the whole has to be small
+LARGEST_AVIF = 16 << 20  # bytes; what it holds besides frames is not looked at, so the whole has to be small
 
 _PNG, _GIF, _JPEG = b"\x89PNG\r\n\x1a\n", b"GIF8", b"\xff\xd8\xff"
 _BIG_TIFF = (b"II+\0", b"MM\0+")
@@ -40,8 +41,8 @@ def check_file(data: bytes) -> None:
         _check_jpeg(data)
     elif data.startswith(_TIFF):
         _check_tiff(data)
-    elif data[4:8] == b"ftyp" and len(data) > LARGEST_AVIF:
-        raise BadRequest(f"an AVIF image of {len(data)} bytes is too large; at most {LARGEST_AVIF} are read")
+    elif data[4:8] == b"ftyp":
+        _check_avif(data)
 
 
 def check_size(width: int, height: int) -> None:
@@ -102,6 +103,16 @@ def _sub_blocks(data: bytes) -> Iterator[int]:
             yield at
             at += 1 + data[at]
         at += 1
+
+
+# --- AVIF -----------------------------------------------------------------------------------------------------------
+
+
+def _check_avif(data: bytes) -> None:
+    if len(data) > LARGEST_AVIF:
+        raise BadRequest(f"an AVIF image of {len(data)} bytes is too large; at most {LARGEST_AVIF} are read")
+    for size in frame_sizes(data):
+        check_size(*size)
 
 
 # --- JPEG -----------------------------------------------------------------------------------------------------------

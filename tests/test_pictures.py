@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, features
 
+from puna.core.avif import frame_sizes
 from puna.core.errors import BadRequest
 from puna.core.pictures import Picture, open_picture
 
@@ -357,6 +358,55 @@ def webp_of(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
+def box(name: bytes, *inner: bytes) -> bytes:
+    """A box of an AVIF file."""
+    return struct.pack(">I", sum(map(len, inner)) + 8) + name + b"".join(inner)
+
+
+def unit(type: int, bits: str) -> bytes:
+    """A unit of an AV1 stream."""
+    content = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    return bytes([type << 3 | 2, len(content)]) + content
+
+
+def still(width: int, height: int) -> bytes:
+    """The header of a stream of one frame."""
+    return unit(1, f"000110000011111111{width - 1:016b}{height - 1:016b}")
+
+
+def moving(width_bits: int, height_bits: int) -> bytes:
+    """The header of a stream of many frames, with all that may be in it: clocks, models, two points to work at."""
+    clocks = "1" + "0" * 64 + "1" + "00101" + "1" + "00111" + "0" * 42
+    points = "1" + "00001" + 2 * ("0" * 12 + "01001" + "0" + "1" + "0" * 17 + "1" + "0" * 4)
+    return unit(1, "00000" + clocks + points + f"{width_bits - 1:04b}{height_bits - 1:04b}" + "1" * 32)
+
+
+START = box(b"ftyp", b"avif\0\0\0\0avifmif1miaf")
+
+
+def items(*contents: bytes, times: int = 1) -> bytes:
+    """An AVIF file of items, each so many times; their contents lie in the box with the places."""
+    extents = b""
+    for number, content in enumerate(contents):
+        extents += struct.pack(">HHHHII", number, 1, 0, 1, sum(map(len, contents[:number])), len(content)) * times
+    places = struct.pack(">IBBH", 1 << 24, 0x44, 0, len(contents) * times) + extents
+    return START + box(b"meta", b"\0\0\0\0", box(b"iloc", places), box(b"idat", *contents))
+
+
+def track(stream: bytes, *, places: bytes = b"stco") -> bytes:
+    """An AVIF file of a track of one sample."""
+
+    def table(at: int) -> bytes:
+        sizes = box(b"stsz", struct.pack(">IIII", 0, 0, 1, len(stream)))
+        chunks = box(places, struct.pack(">II" + ("I" if places == b"stco" else "Q"), 0, 1, at))
+        inner = box(b"stbl", sizes, chunks)
+        for name in (b"minf", b"mdia", b"trak", b"moov"):
+            inner = box(name, inner)
+        return START + inner
+
+    return table(len(table(0)) + 8) + box(b"mdat", stream)
+
+
 def progressive(scans: int) -> bytes:
     data = encoded(Image.new("L", (4000, 4000)), "JPEG", progressive=True)
     return repeated(data, len(data) - 2, data[data.rindex(b"\xff\xda") : -2], scans)
@@ -413,6 +463,12 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "a TIFF of lzma": lambda: tile(16, 16, (259, 3, 1, 34925)),
     "a TIFF for large files": lambda: tiff((256, 4, 1, 10), magic=43),
     "100 MB of nothing": lambda: b"\xff\xd8\xff" + b"\0" * (100 << 20),
+    "an AVIF whose frame is 16000 x 16000": lambda: items(still(16000, 16000)),
+    "an AVIF whose second frame is 16000 x 16000": lambda: items(still(16, 16), unit(2, "0") + still(16000, 16000)),
+    "an AVIF of frames of up to 16384 x 8192": lambda: track(unit(2, "0") + moving(14, 13)),
+    "the same of a file that could be larger": lambda: track(moving(14, 13), places=b"co64"),
+    "an AVIF of a million parts": lambda: items(b"\x12\0" * 10**6),
+    "an AVIF of a thousand items that are all of it": lambda: items(b"\x12\x7f" + b"\0" * 10**6, times=1000),
     "an AVIF of 20 MB": lambda: b"\0\0\0\x1cftypavif" + b"\0" * (20 << 20),
 }  # fmt: skip
 
@@ -461,6 +517,43 @@ def test_too_little_memory_is_said_to_be_that():
         "print(refused(data))\n"
     )
     assert said == "there is not enough memory to decode an image\n"
+
+
+@AVIF
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_frames_in_avif_files_are_found(mode, frames):
+    images = [Image.new(mode, (100, 60), number) for number in range(frames)]
+    data = encoded(images[0], "AVIF", save_all=True, append_images=images[1:])
+    found = list(frame_sizes(data))
+    assert len(found) >= 1 + (mode == "RGBA")
+    assert set(found) <= {(100, 60), (128, 64)}
+    assert open_picture(data).image.size == (100, 60)
+
+
+def test_frames_are_as_large_as_their_streams_say():
+    assert list(frame_sizes(items(still(100, 60), unit(5, "0") + still(7, 9)))) == [(100, 60), (7, 9)]
+    assert list(frame_sizes(track(unit(2, "0") + moving(11, 9)))) == [(2048, 512)]
+    assert list(frame_sizes(START)) == list(frame_sizes(TINY_PNG)) == []
+
+
+@pytest.mark.parametrize("data", [items(still(100, 60)), track(moving(11, 9)), track(moving(11, 9), places=b"co64")])
+def test_damaged_avif_files_are_walked_to_an_end(data):
+    chance = random.Random(3)
+    for end in range(len(data)):
+        _walk(data[:end])
+    for _ in range(2000):
+        changed = bytearray(data)
+        for _ in range(chance.choice([1, 2, 8])):
+            changed[chance.randrange(len(data))] = chance.choice([0, 0xFF, 0x7F, chance.randrange(256)])
+        _walk(bytes(changed))
+
+
+def _walk(data: bytes) -> None:
+    try:
+        assert all(width > 0 and height > 0 for width, height in frame_sizes(data))
+    except BadRequest as refusal:
+        assert "an AVIF image" in str(refusal)
 
 
 def slightly_below() -> Iterator[bytes]:
