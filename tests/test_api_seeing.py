@@ -6,7 +6,6 @@ import base64
 import json
 from contextlib import closing
 from functools import partial
-from importlib.util import find_spec
 
 import anyio.to_thread
 import msgspec
@@ -22,8 +21,7 @@ from .serving import FIXTURES, running_server, upload
 
 pytestmark = pytest.mark.asyncio
 
-PLUGINS = {"gemma3-vl": "puna.plugins.gemma3", "qwen2.5-vl": "puna.plugins.qwen25vl"}
-MODELS = [name for name, plugin in PLUGINS.items() if find_spec(plugin)]
+MODELS = ["gemma3-vl", "qwen2.5-vl"]
 GREEDY = {"temperature": 0, "num_predict": 16}
 
 
@@ -62,7 +60,7 @@ async def test_ollamas_client_gets_the_references_words_about_a_picture(tmp_path
             reply = client.chat("demo", [sent], options=GREEDY)
             return client.show("demo").capabilities, reply
 
-    async with running_server(tmp_path, precise=True, plugins=(PLUGINS[name],)) as live:
+    async with running_server(tmp_path, precise=True) as live:
         await add(live, name)
         capabilities, reply = await anyio.to_thread.run_sync(session, live.url)
     assert "vision" in capabilities
@@ -90,7 +88,7 @@ async def test_openais_client_gets_the_references_words_about_pictures_between_t
         ) as c:
             return c.chat.completions.create(model="demo", messages=messages, temperature=0, max_tokens=16)
 
-    async with running_server(tmp_path, precise=True, plugins=(PLUGINS[name],)) as live:
+    async with running_server(tmp_path, precise=True) as live:
         await add(live, name)
         reply = await anyio.to_thread.run_sync(session, live.url)
     assert reply.usage.prompt_tokens == len(asked["ids"])
@@ -101,7 +99,7 @@ async def test_openais_client_gets_the_references_words_about_pictures_between_t
 async def test_a_process_of_its_own_sees_too_and_refuses_what_is_no_picture(tmp_path, name):
     asked = case(name, "one")
     body = {"model": "demo", "prompt": "What?", "stream": False, "options": GREEDY}
-    async with running_server(tmp_path, local=True, plugins=(PLUGINS[name],)) as live:
+    async with running_server(tmp_path, local=True) as live:
         await add(live, name)
         post = partial(live.http.post, "/api/generate")
         data = [base64.b64encode(file).decode() for file in (image(name, asked["images"][0]), b"nothing", b"\x89PNG")]
