@@ -118,11 +118,15 @@ class Visitors:
     def _text(self, rng: random.Random, tokens: int) -> str:
         return words(rng, max(1, round(tokens * self._per_token)))
 
-    async def come(self, clients: int, more: Callable[[int], bool]) -> float:
-        """Have clients ask for as long as there are more requests to make; return how long that was, in seconds."""
-        start = time.perf_counter()
-        await asyncio.gather(*[self._client(more) for _ in range(clients)])
-        return time.perf_counter() - start
+    async def come(self, clients: int, more: Callable[[int], bool], seconds: float | None = None) -> None:
+        """Have clients ask for as long as there are more requests to make; when the seconds are over, all leave."""
+        asking = [asyncio.create_task(self._client(more)) for _ in range(clients)]
+        done, pending = await asyncio.wait(asking, timeout=seconds)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        for task in done:
+            task.result()  # raises what went wrong in it
 
     async def _client(self, more: Callable[[int], bool]) -> None:
         while more(len(self.heard)):
@@ -137,18 +141,19 @@ class Visitors:
 async def load(server: Server, arguments: Any, run: int) -> dict[str, list[float]]:
     """Return what many clients saw: the first-token and the inter-token times in ms, and sums in lists of one."""
     visitors = Visitors(server, run, await words_per_token(server))
-    end = time.perf_counter() + arguments.seconds
-    took = await visitors.come(arguments.clients, lambda made: time.perf_counter() < end)
-    whole = [heard for heard in visitors.heard if heard.error is None]
+    await visitors.come(arguments.clients, lambda made: True, arguments.seconds)
+    good = [heard for heard in visitors.heard if heard.error is None]
+    begun = [heard for heard in good if heard.parts]
     for error in sorted({heard.error for heard in visitors.heard if heard.error is not None}):
         print(f"  error: {error[:200]}")
     return {
-        "tokens/s": [sum(heard.tokens for heard in whole) / took],
-        "requests": [len(whole)],
-        "left": [sum(heard.left for heard in whole)],
-        "errors": [len(visitors.heard) - len(whole)],
-        "first token ms": [1000 * heard.first_s for heard in whole],
-        "inter-token ms": [1000 * gap for heard in whole for gap in heard.gaps()],
+        "tokens/s": [sum(heard.tokens or len(heard.parts) for heard in good) / arguments.seconds],
+        "requests": [len(good)],
+        "ended": [sum(heard.ended > 0 for heard in good)],
+        "left": [sum(heard.left for heard in good)],
+        "errors": [len(visitors.heard) - len(good)],
+        "first token ms": [1000 * heard.first_s for heard in begun],
+        "inter-token ms": [1000 * gap for heard in begun for gap in heard.gaps()],
     }
 
 
