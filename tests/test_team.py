@@ -2,12 +2,13 @@
 
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from puna.core.tensor.jit import kernel
-from puna.core.tensor.team import TEAM, shared, spread, use_threads
+from puna.core.tensor.team import ASLEEP, TEAM, add, look, nap, shared, spread, use_threads
 from puna.core.tensor.threads import default_threads
 
 
@@ -20,6 +21,25 @@ def count_item(counts, item):
 def count_some(counts, each, item):
     for i in range(item * each, min(len(counts), item * each + each)):
         counts[i] += 1
+
+
+@kernel
+def meet(come, item):
+    add(come, 0, 1)
+    for _ in range(400_000):  # a minute: the first worker of all may have to be compiled
+        if look(come, 0) >= 2:
+            return
+        nap(100)
+    come[0] -= 1
+
+
+share_meeting = shared(meet)
+
+
+@kernel
+def meet_late(table, come):
+    nap(50_000)
+    share_meeting(table, 2, (come,))
 
 
 @kernel
@@ -84,11 +104,19 @@ def test_several_callers_do_not_disturb_each_other():
 
 def test_workers_that_fell_asleep_wake_up(threads):
     counts = np.zeros(64, np.int64)
-    asleep = threading.Event()
-    for _ in range(3):
+    for _ in range(2):
         share_counting(TEAM.ready(), 64, (counts,))
-        asleep.wait(0.05)  # longer than workers stay awake
+        while not TEAM.table[ASLEEP]:
+            time.sleep(0.02)
+    share_counting(TEAM.ready(), 64, (counts,))
     assert (counts == 3).all()
+
+
+def test_a_round_that_begins_late_is_not_left_to_one_thread():
+    use_threads(2)
+    come = np.zeros(1, np.int64)
+    meet_late(TEAM.ready(), come)
+    assert come[0] == 2  # each item waited for the other
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -135,7 +135,9 @@ def floats_in_tiles(table, x, chunk):
     """
     T, D = x.shape
     subs, padded = (D + SUB - 1) // SUB, padded_count(T)
-    out = np.zeros(padded * subs * SUB, np.float32)
+    out = np.empty(padded * subs * SUB, np.float32)
+    if padded > T or subs * SUB > D:
+        out[:] = 0
     tiles = (T + WIDTH - 1) // WIDTH
     if x.size < LITTLE:
         for tile in range(tiles):

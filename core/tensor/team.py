@@ -1,8 +1,10 @@
 """Threads that compute together: a step is hundreds of short loops, and a thread that has to be woken comes too late.
 
-A team's workers watch for work with their eyes open for a while, and sleep only when none comes. Whoever has work puts
-it on the table, takes items itself until none is left, and waits for those that others still hold: a worker that is
-late, or whose core the system has given away, delays nobody by more than the item it holds.
+A team's workers watch for work with their eyes open for a while, then nap between looks, and sleep only when none has
+come for long: nobody can wake them from within a kernel, and one that began a round beside a sleeping team would do all
+of it alone. Whoever has work puts it on the table, takes items itself until none is left, and waits for those that
+others still hold: a worker that is late, or whose core the system has given away, delays nobody by more than the item
+it holds.
 
 The table is one array of integers. NEXT holds a round's number and the next item in one word, so that taking an item
 proves that the round is still on.
@@ -37,6 +39,8 @@ CLOSED = (1 << 32) - 1  # in place of an item: the round is over
 
 ALERT = 2_000  # looks at the table in a row, with a pause in between: a tenth of a millisecond
 AWAKE = 4_000  # further looks, each offering the core to others: a few milliseconds
+DROWSY = 2_000  # further looks, with a nap of NAP_US in between: a third of a second
+NAP_US = 100  # a nap
 MOST = 256  # workers
 
 Table = npt.NDArray[np.int64]
@@ -87,11 +91,9 @@ class Team:
 
     def _work(self, worker: int) -> None:
         while not self.table[STOPPED]:
-            serve(self.table, worker)
             self._wake[worker].clear()
-            self.table[ASLEEP + worker] = 1
+            serve(self.table, worker)
             self._wake[worker].wait()
-            self.table[ASLEEP + worker] = 0
 
 
 TEAM = Team()
@@ -177,6 +179,20 @@ def offer_core(typing: Any) -> Any:
     return types.void(), emit
 
 
+@intrinsic
+def nap(typing: Any, microseconds: Any) -> Any:
+    """Sleep for at least so long."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if sys.platform != "win32":
+            kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32)])
+            short = builder.trunc(args[0], ir.IntType(32))
+            builder.call(_declared(builder, "usleep", kind), [short])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), emit
+
+
 def _declared(builder: Any, name: str, kind: Any) -> Any:
     found = builder.module.globals.get(name)
     return ir.Function(builder.module, kind, name) if found is None else found
@@ -219,16 +235,37 @@ def take_items(table):
 
 
 @kernel
-def serve(table, worker):
-    """Work until there has been none for a while, or too many work already."""
-    idle = 0
-    while idle < ALERT + AWAKE and table[STOPPED] == 0 and worker < table[WORKERS]:
+def watch(table, worker, looks):
+    """Look for work, and do it, until there has been none for so many looks, or too many work already.
+
+    Return whether any was done.
+    """
+    idle, worked = 0, False
+    while idle < looks and table[STOPPED] == 0 and worker < table[WORKERS]:
         if take_items(table) > 0:
-            idle = 0
+            idle, worked = 0, True
         idle += 1
         pause()
-        if idle > ALERT:
+        if idle > ALERT + AWAKE:
+            nap(NAP_US)
+        elif idle > ALERT:
             offer_core()
+    return worked
+
+
+@kernel
+def serve(table, worker):
+    """Work until there has been none for a while.
+
+    A worker says that it sleeps before it looks for the last time: whoever began a round before that counts on it, and
+    whoever begins one later wakes it.
+    """
+    worked = True
+    while worked:
+        publish(table, ASLEEP + worker, 0)
+        watch(table, worker, ALERT + AWAKE + DROWSY)
+        publish(table, ASLEEP + worker, 1)
+        worked = watch(table, worker, ALERT)
 
 
 @kernel
