@@ -41,6 +41,7 @@ ALERT = 2_000  # looks at the table in a row, with a pause in between: a tenth o
 AWAKE = 4_000  # further looks, each offering the core to others: a few milliseconds
 DROWSY = 2_000  # further looks, with a nap of NAP_US in between: a third of a second
 NAP_US = 100  # a nap
+LOOK_S = 0.25  # after so much sleep a worker looks whether a round began that nobody woke it for
 MOST = 256  # workers
 
 Table = npt.NDArray[np.int64]
@@ -93,7 +94,8 @@ class Team:
         while not self.table[STOPPED]:
             self._wake[worker].clear()
             serve(self.table, worker)
-            self._wake[worker].wait()
+            while not self._wake[worker].wait(LOOK_S) and self.table[NEXT] & CLOSED >= self.table[COUNT]:
+                pass
 
 
 TEAM = Team()
