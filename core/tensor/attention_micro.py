@@ -319,6 +319,68 @@ def _larger(b: Any, left: Any, right: Any) -> Any:
     return b.select(b.fcmp_ordered(">", left, right), left, right)
 
 
+# --- rows in and out ------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def take_query(typing: Any, q: Any, at: Any, scale: Any, size: Any, memory: Any, to: Any) -> Any:
+    """Write `size` numbers of q, float32, times scale, BLOCK places apart."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder)
+        source = e.address(context, signature.args[0], args[0], args[1], 4)
+        target = e.address(context, signature.args[4], args[4], args[5], 4)
+        with cgutils.for_range(builder, args[3]) as loop:
+            value = builder.fmul(e.load(FLOAT, e.move(source, loop.index, 4)), args[2])
+            e.store(value, e.move(target, loop.index, BLOCK * 4))
+        return context.get_dummy_value()
+
+    return types.void(q, INDEX, types.float32, INDEX, memory, INDEX), emit
+
+
+@intrinsic
+def weighted(
+    typing: Any, memory: Any, at: Any, old: Any, part: Any, part_at: Any, new: Any, vectors: Any, step: Any
+) -> Any:
+    """memory = memory * old + part * new for `vectors` vectors, `step` numbers from one to the next."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder)
+        target = e.address(context, signature.args[0], args[0], args[1], 4)
+        source = e.address(context, signature.args[3], args[3], args[4], 4)
+        old, new = e.splat(args[2]), e.splat(args[5])
+        with cgutils.for_range(builder, args[6]) as loop:
+            offset = builder.mul(loop.index, args[7])
+            place = e.move(target, offset, 4)
+            added = builder.fmul(e.load(FLOATS, e.move(source, offset, 4)), new)
+            e.store(e.fma(e.load(FLOATS, place), old, added), place)
+        return context.get_dummy_value()
+
+    return types.void(memory, INDEX, types.float32, part, INDEX, types.float32, INDEX, INDEX), emit
+
+
+@intrinsic
+def give_row(typing: Any, memory: Any, at: Any, step: Any, scale: Any, size: Any, out: Any, to: Any) -> Any:
+    """Write `size` numbers of out: those of vectors `step` numbers apart, times scale."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e, lanes = Emitter(builder), ir.Constant(args[4].type, LANES)
+        source = e.address(context, signature.args[0], args[0], args[1], 4)
+        target = e.address(context, signature.args[5], args[5], args[6], 4)
+        whole, scale = builder.sdiv(args[4], lanes), e.splat(args[3])
+        with cgutils.for_range(builder, whole) as loop:
+            row = e.load(FLOATS, e.move(source, builder.mul(loop.index, args[2]), 4))
+            e.store(builder.fmul(row, scale), e.move(target, loop.index, VECTOR))
+        last = e.move(source, builder.mul(whole, args[2]), 4)
+        rest = e.move(target, whole, VECTOR)
+        with cgutils.for_range(builder, builder.srem(args[4], lanes)) as loop:
+            value = builder.fmul(e.load(FLOAT, e.move(last, loop.index, 4)), args[3])
+            e.store(value, e.move(rest, loop.index, 4))
+        return context.get_dummy_value()
+
+    return types.void(memory, INDEX, INDEX, types.float32, INDEX, out, INDEX), emit
+
+
 # --- work -----------------------------------------------------------------------------------------------------------
 
 
