@@ -288,11 +288,17 @@ def _soften(e: Emitter, place: Any, seen: list[Any] | None, peak_at: Any, shrink
         weights = [_where(b, mask, weight, 0.0) for mask, weight in zip(seen, weights, strict=True)]
     for tile, weight in enumerate(weights):
         e.store(weight, place, tile * VECTOR)
-    less = exp2(e, b.fsub(before, top))
     total = b.fadd(b.fadd(weights[0], weights[1]), b.fadd(weights[2], weights[3]))
-    e.store(e.fma(e.load(FLOATS, norm_at), less, total), norm_at)
-    e.store(b.extract_element(top, INT(0)), peak_at)
-    e.store(b.extract_element(less, INT(0)), shrink_at)
+    highest, formerly = (b.extract_element(value, INT(0)) for value in (top, before))
+    with b.if_else(b.fcmp_ordered("==", highest, formerly), likely=True) as (then, otherwise):
+        with then:
+            e.store(b.fadd(e.load(FLOATS, norm_at), total), norm_at)
+            e.store(FLOAT(1.0), shrink_at)
+        with otherwise:
+            less = exp2(e, b.fsub(before, top))
+            e.store(e.fma(e.load(FLOATS, norm_at), less, total), norm_at)
+            e.store(highest, peak_at)
+            e.store(b.extract_element(less, INT(0)), shrink_at)
 
 
 def _where(b: Any, mask: Any, values: Any, otherwise: float) -> Any:

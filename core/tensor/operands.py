@@ -120,12 +120,11 @@ def copy_tile(x, chunk, subs, padded, out, tile):
     width = width_of(T - first)
     for start in range(0, D, chunk):
         here = min(chunk, subs * SUB - start)
-        at, columns, column = start * padded + first * here, min(here, D - start), 0
-        if first + WIDTH <= T:
-            while column + LANES <= columns:
-                side_by_side(WIDTH, x, first * D + start + column, D, out, at + column * WIDTH)
-                column += LANES
-        for column in range(column, columns):
+        at, columns = start * padded + first * here, min(here, D - start)
+        whole = columns // LANES * LANES if first + WIDTH <= T else 0
+        for column in range(0, whole, LANES):
+            side_by_side(WIDTH, x, first * D + start + column, D, out, at + column * WIDTH)
+        for column in range(whole, columns):
             for j in range(min(width, T - first)):
                 out[at + column * width + j] = x[first + j, start + column]
 
