@@ -27,6 +27,22 @@ def pieces_of(x: Floats) -> list[Floats]:
     return [x[first : first + PIECE] for first in range(0, len(x), PIECE)]
 
 
+@kernel
+def add_to_some_rows(x, bias, each, item):
+    """x += bias for `each` rows of x, [R, D]."""
+    for row in range(item * each, min(x.shape[0], item * each + each)):
+        for i in range(bias.size):
+            x[row, i] += bias[i]
+
+
+share_adding = shared(add_to_some_rows)
+
+
+def add_to_rows(x: Floats, bias: Floats) -> None:
+    """x += bias for each row of x, [R, D]."""
+    spread(share_adding, len(x), each(*x.shape), x, bias)
+
+
 @kernel(fastmath=FAST)
 def norm_row(x, weight, eps, out):
     """out = weight * x / sqrt(mean(x^2) + eps) for one row. Sums in float32."""

@@ -14,14 +14,29 @@ import numpy as np
 import numpy.typing as npt
 from numba.extending import overload
 
-from .attention_micro import BLOCK, GROUP, PAIR, bend, mix, score, soften, widen, widen_codes, widen_nibbles
+from .attention_micro import (
+    BLOCK,
+    GROUP,
+    PAIR,
+    bend,
+    give_row,
+    mix,
+    score,
+    soften,
+    take_query,
+    weighted,
+    widen,
+    widen_codes,
+    widen_nibbles,
+)
 from .jit import kernel
 from .simd import LANES
 from .tiles import SUB
 
 SPAN = GROUP * LANES  # positions of a group
 SEGMENT = 8 * SPAN
-ROWS = 64  # rows of a block, unless one token has more
+ROWS = 256  # rows of a block, unless one token has more: they share what was widened
+NEAR = 64  # rows that are scored before their values are mixed: keys, then values, stay in the first cache
 
 
 class Sight(NamedTuple):
@@ -45,8 +60,9 @@ class Block(NamedTuple):
     F: int  # a multiple of 16
     rows: int  # a multiple of 16
     queries: int  # [rows / BLOCK, E, BLOCK], scaled
-    tiles: int  # a group's keys, [GROUP, E, 16], and after those its values, [SPAN, F]
-    scores: int  # [rows, SPAN], and then weights
+    keys: int  # of a group, [GROUP, E, 16]
+    values: int  # of a group, [SPAN, F]
+    scores: int  # [NEAR, SPAN], and then weights
     shrink: int  # [rows], what the sums so far are multiplied with
     part: int  # the state of one segment: sums [F / 16, rows, 16], their weights [rows, 16], peaks [rows]
     total: int  # the state of all segments
@@ -69,17 +85,19 @@ def rows_of_block(heads, tokens):
 def new_block(heads, tokens, E, F):
     """Return memory for blocks of so many tokens with heads of these sizes."""
     rows = rows_of_block(heads, tokens)
-    size = rows * (E + SPAN + 1) + SPAN * max(E, F) + 2 * state_size(rows, F)
+    near = min(rows, NEAR)
+    size = rows * (E + 1) + (E + F + near) * SPAN + 2 * state_size(rows, F)
     memory = np.zeros(size + LANES, np.float32)  # what was there before may be sub-normal, and so slow to multiply
     queries = -(memory.ctypes.data // 4) % LANES  # so that no vector lies across two cache lines
-    tiles = queries + rows * E
-    scores = tiles + SPAN * max(E, F)
-    shrink = scores + rows * SPAN
+    keys = queries + rows * E
+    values = keys + SPAN * E
+    scores = values + SPAN * F
+    shrink = scores + near * SPAN
     part = shrink + rows
     total = part + state_size(rows, F)
     end = total + state_size(rows, F)
     sees = np.empty((rows, 2), np.int64)
-    return Block(memory, sees, heads, E, F, rows, queries, tiles, scores, shrink, part, total, end)
+    return Block(memory, sees, heads, E, F, rows, queries, keys, values, scores, shrink, part, total, end)
 
 
 @kernel
@@ -113,15 +131,13 @@ def last_seen(position, row, sight):
 @kernel
 def load_queries(block, q, sight, scale, head, token, tokens, position):
     """Fill a block's queries and what they see with rows token.. of q, the first of them at `position`."""
-    memory, E = block.memory, block.E
+    E, H = block.E, q.shape[1]
     for t in range(tokens):
         low, high = first_seen(position + t, sight), last_seen(position + t, token + t, sight)
         for g in range(block.heads):
-            r = t * block.heads + g
+            r, row = t * block.heads + g, (token + t) * H + head * block.heads + g
             block.sees[r, 0], block.sees[r, 1] = low, high
-            at = block.queries + r // BLOCK * BLOCK * E + r % BLOCK
-            for e in range(E):
-                memory[at + e * BLOCK] = q[token + t, head * block.heads + g, e] * scale
+            take_query(q, row * E, scale, E, block.memory, block.queries + r // BLOCK * BLOCK * E + r % BLOCK)
 
 
 def widen_keys(tiles, at, ahead, block, place):
@@ -132,20 +148,20 @@ def widen_keys(tiles, at, ahead, block, place):
 def _widen_keys(tiles, at, ahead, block, place):
     def numbers(tiles, at, ahead, block, place):
         size = block.E * LANES
-        widen(tiles.keys, at * size, ahead * size, block.E, block.memory, block.tiles + place * size)
+        widen(tiles.keys, at * size, ahead * size, block.E, block.memory, block.keys + place * size)
 
     def codes(tiles, at, ahead, block, place):
         size, memory = block.E * LANES, block.memory
         for i in range(0, size, SUB * LANES):
             source, scales = at * size + i, (at * size + i) // SUB
-            to = block.tiles + place * size + i
+            to = block.keys + place * size + i
             widen_codes(tiles.keys, source, ahead * size + i, SUB, tiles.key_scales, scales, 16, memory, to)
 
     def nibbles(tiles, at, ahead, block, place):
         size, memory = block.E * LANES, block.memory
         for i in range(0, size, SUB * LANES):
             source, scales, next_ = (at * size + i) // 2, (at * size + i) // SUB, (ahead * size + i) // 2
-            to = block.tiles + place * size + i
+            to = block.keys + place * size + i
             widen_nibbles(tiles.keys, source, next_, SUB // 2, tiles.key_scales, scales, 16, memory, to)
 
     return {1: nibbles, -1: codes}.get(_coding(tiles), numbers)
@@ -159,13 +175,13 @@ def widen_values(tiles, at, ahead, block, place):
 def _widen_values(tiles, at, ahead, block, place):
     def numbers(tiles, at, ahead, block, place):
         size = block.F * LANES
-        return widen(tiles.values, at * size, ahead * size, block.F, block.memory, block.tiles + place * size)
+        return widen(tiles.values, at * size, ahead * size, block.F, block.memory, block.values + place * size)
 
     def codes(tiles, at, ahead, block, place):
         size, memory, finite = block.F * LANES, block.memory, True
         for i in range(0, size, SUB):
             source, scale = at * size + i, (at * size + i) // SUB
-            to = block.tiles + place * size + i
+            to = block.values + place * size + i
             finite &= widen_codes(tiles.values, source, ahead * size + i, 2, tiles.value_scales, scale, 1, memory, to)
         return finite
 
@@ -173,7 +189,7 @@ def _widen_values(tiles, at, ahead, block, place):
         size, memory, finite = block.F * LANES, block.memory, True
         for i in range(0, size, SUB):
             source, scale, next_ = (at * size + i) // 2, (at * size + i) // SUB, (ahead * size + i) // 2
-            to = block.tiles + place * size + i
+            to = block.values + place * size + i
             finite &= widen_nibbles(tiles.values, source, next_, 1, tiles.value_scales, scale, 1, memory, to)
         return finite
 
@@ -207,12 +223,14 @@ def attend_segment(block, rows, tiles, table, table_at, head, bend_to, first, la
         for tile in range(begin, stop):
             at, ahead = table[table_at + tile], table[table_at + min(tile + GROUP, end - 1)]
             widen_keys(tiles, np.int64(at) * K + head, np.int64(ahead) * K + head, block, tile - low)
-        weigh_rows(block, rows, start, bend_to)
         finite = True
         for tile in range(begin, stop):
             at, ahead = table[table_at + tile], table[table_at + min(tile + GROUP, end - 1)]
             finite &= widen_values(tiles, np.int64(at) * K + head, np.int64(ahead) * K + head, block, tile - low)
-        mix_rows(block, rows, start, finite)
+        for row in range(0, rows, NEAR):
+            behind = min(rows, row + NEAR)
+            weigh_rows(block, row, behind, start, bend_to)
+            mix_rows(block, row, behind, start, finite)
 
 
 @kernel
@@ -234,19 +252,19 @@ def rows_at_once(rest):
 
 
 @kernel
-def weigh_rows(block, rows, start, bend_to):
-    """Turn the keys of the group from `start` on into weights for each row, and the sums of those."""
+def weigh_rows(block, near, behind, start, bend_to):
+    """Turn the keys of the group from `start` on into weights for rows near..behind, and the sums of those."""
     memory, E = block.memory, block.E
     norms, peaks = block.part + block.F * block.rows, block.part + (block.F + LANES) * block.rows
-    row = 0
-    while row < rows:
-        count = rows_at_once(rows - row)
+    row = near
+    while row < behind:
+        count = rows_at_once(behind - row)
         low, high = seen_of_group(block, row, count, start)
-        q, scores = block.queries + row // BLOCK * BLOCK * E + row % BLOCK, block.scores + row * SPAN
+        q, scores = block.queries + row // BLOCK * BLOCK * E + row % BLOCK, block.scores + (row - near) * SPAN
         for tile in range(low // LANES // PAIR * PAIR, (high + LANES - 1) // LANES if low < high else 0, PAIR):
-            score(memory, count, q, E, block.tiles + tile * E * LANES, scores + tile * LANES)
+            score(memory, count, q, E, block.keys + tile * E * LANES, scores + tile * LANES)
         for r in range(row, row + count):
-            scores, low, high = block.scores + r * SPAN, block.sees[r, 0] - start, block.sees[r, 1] - start
+            scores, low, high = block.scores + (r - near) * SPAN, block.sees[r, 0] - start, block.sees[r, 1] - start
             if bend_to > 0:
                 bend(memory, scores, bend_to)
             soften(memory, scores, low, high, peaks + r, block.shrink + r, norms + r * LANES)
@@ -254,44 +272,37 @@ def weigh_rows(block, rows, start, bend_to):
 
 
 @kernel
-def mix_rows(block, rows, start, finite):
-    """Add the values of the group from `start` on to each row's sums.
+def mix_rows(block, near, behind, start, finite):
+    """Add the values of the group from `start` on to the sums of rows near..behind.
 
     If they are not all finite, rows are taken one by one: since 0 * NaN is NaN, each must keep away from what it does
     not see.
     """
     memory, F = block.memory, block.F
-    row = 0
-    while row < rows:
-        count = rows_at_once(rows - row) if finite else 1
+    row = near
+    while row < behind:
+        count = rows_at_once(behind - row) if finite else 1
         low, high = seen_of_group(block, row, count, start)
-        weights, shrink = block.scores + row * SPAN, block.shrink + row
+        weights, shrink = block.scores + (row - near) * SPAN, block.shrink + row
         for f in range(0, F if low < high else 0, PAIR * LANES):
             sums, pair = block.part + f * block.rows + row * LANES, min(PAIR, (F - f) // LANES)
-            mix(memory, count, weights, low, high, block.tiles + f, F, pair, shrink, sums, block.rows * LANES)
+            mix(memory, count, weights, low, high, block.values + f, F, pair, shrink, sums, block.rows * LANES)
         row += count
 
 
 @kernel
 def add_state(block, rows, part, at):
     """Put a state, which lies in `part` from `at` on, to the block's total."""
-    memory, peaks = block.memory, (block.F + LANES) * block.rows
+    memory, peaks, step = block.memory, (block.F + LANES) * block.rows, block.rows * LANES
     for r in range(rows):
         peak, before = part[at + peaks + r], memory[block.total + peaks + r]
         if peak == -np.inf:
             continue
-        if before == -np.inf:  # the first that sees anything
-            memory[block.total + peaks + r] = peak
-            for i in range(r * LANES, peaks, block.rows * LANES):
-                for lane in range(i, i + LANES):
-                    memory[block.total + lane] = part[at + lane]
-            continue
         top = max(before, peak)
-        old, new = np.exp2(before - top), np.exp2(peak - top)
         memory[block.total + peaks + r] = top
-        for i in range(r * LANES, peaks, block.rows * LANES):
-            for lane in range(i, i + LANES):
-                memory[block.total + lane] = memory[block.total + lane] * old + part[at + lane] * new
+        old, new = np.exp2(before - top), np.exp2(peak - top)
+        place = r * LANES
+        weighted(memory, block.total + place, old, part, at + place, new, block.F // LANES + 1, step)
 
 
 @kernel(error_model="numpy")
@@ -300,14 +311,10 @@ def write_rows(block, head, token, tokens, out):
 
     Without a weight, where all scores are -inf, that is NaN.
     """
-    memory, V = block.memory, out.shape[2]
+    memory, V, sums = block.memory, out.shape[2], block.total + block.F * block.rows
     for r in range(tokens * block.heads):
         norm = np.float32(0)
         for lane in range(LANES):
-            norm += memory[block.total + block.F * block.rows + r * LANES + lane]
-        t, h = token + r // block.heads, head * block.heads + r % block.heads
-        inverse = np.float32(1) / norm
-        for f in range(0, V, LANES):
-            at = block.total + f * block.rows + r * LANES
-            for lane in range(min(LANES, V - f)):
-                out[t, h, f + lane] = memory[at + lane] * inverse
+            norm += memory[sums + r * LANES + lane]
+        row = (token + r // block.heads) * out.shape[1] + head * block.heads + r % block.heads
+        give_row(memory, block.total + r * LANES, block.rows * LANES, np.float32(1) / norm, V, out, row * V)

@@ -22,6 +22,7 @@ WIDE = "avx512f" in features()  # 32 registers of 16 lanes
 BLOCK = 8 if WIDE else 4  # rows whose sums are held in registers, ...
 PAIR = 2 if WIDE else 1  # ... for so many vectors of each
 VECTOR = 4 * LANES  # bytes
+FEW = 8  # numbers of a query that are put in their places together
 INDEX = types.intp
 
 
@@ -287,11 +288,17 @@ def _soften(e: Emitter, place: Any, seen: list[Any] | None, peak_at: Any, shrink
         weights = [_where(b, mask, weight, 0.0) for mask, weight in zip(seen, weights, strict=True)]
     for tile, weight in enumerate(weights):
         e.store(weight, place, tile * VECTOR)
-    less = exp2(e, b.fsub(before, top))
     total = b.fadd(b.fadd(weights[0], weights[1]), b.fadd(weights[2], weights[3]))
-    e.store(e.fma(e.load(FLOATS, norm_at), less, total), norm_at)
-    e.store(b.extract_element(top, INT(0)), peak_at)
-    e.store(b.extract_element(less, INT(0)), shrink_at)
+    highest, formerly = (b.extract_element(value, INT(0)) for value in (top, before))
+    with b.if_else(b.fcmp_ordered("==", highest, formerly), likely=True) as (then, otherwise):
+        with then:
+            e.store(b.fadd(e.load(FLOATS, norm_at), total), norm_at)
+            e.store(FLOAT(1.0), shrink_at)
+        with otherwise:
+            less = exp2(e, b.fsub(before, top))
+            e.store(e.fma(e.load(FLOATS, norm_at), less, total), norm_at)
+            e.store(highest, peak_at)
+            e.store(b.extract_element(less, INT(0)), shrink_at)
 
 
 def _where(b: Any, mask: Any, values: Any, otherwise: float) -> Any:
@@ -317,6 +324,76 @@ def _highest(b: Any, values: list[Any]) -> Any:
 def _larger(b: Any, left: Any, right: Any) -> Any:
     """Return the larger; right if either is NaN."""
     return b.select(b.fcmp_ordered(">", left, right), left, right)
+
+
+# --- rows in and out ------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def take_query(typing: Any, q: Any, at: Any, scale: Any, size: Any, memory: Any, to: Any) -> Any:
+    """Write `size` numbers of q, float32, times scale, BLOCK places apart."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder)
+        source = e.address(context, signature.args[0], args[0], args[1], 4)
+        target = e.address(context, signature.args[4], args[4], args[5], 4)
+        # Eight at a time, taken apart by hand: a compiler would scatter them, which costs more than all else here.
+        few, scale = ir.Constant(args[3].type, FEW), e.splat(args[2], FEW)
+        with cgutils.for_range(builder, builder.sdiv(args[3], few)) as loop:
+            found = builder.fmul(e.load(vector(FLOAT, FEW), e.move(source, loop.index, FEW * 4)), scale)
+            there = e.move(target, loop.index, FEW * BLOCK * 4)
+            for lane in range(FEW):
+                e.store(builder.extract_element(found, INT(lane)), there, lane * BLOCK * 4)
+        done = builder.mul(builder.sdiv(args[3], few), few)
+        with cgutils.for_range(builder, args[3], start=done) as loop:
+            value = builder.fmul(e.load(FLOAT, e.move(source, loop.index, 4)), args[2])
+            e.store(value, e.move(target, loop.index, BLOCK * 4))
+        return context.get_dummy_value()
+
+    return types.void(q, INDEX, types.float32, INDEX, memory, INDEX), emit
+
+
+@intrinsic
+def weighted(
+    typing: Any, memory: Any, at: Any, old: Any, part: Any, part_at: Any, new: Any, vectors: Any, step: Any
+) -> Any:
+    """memory = memory * old + part * new for `vectors` vectors, `step` numbers from one to the next."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder)
+        target = e.address(context, signature.args[0], args[0], args[1], 4)
+        source = e.address(context, signature.args[3], args[3], args[4], 4)
+        old, new = e.splat(args[2]), e.splat(args[5])
+        with cgutils.for_range(builder, args[6]) as loop:
+            offset = builder.mul(loop.index, args[7])
+            place = e.move(target, offset, 4)
+            added = builder.fmul(e.load(FLOATS, e.move(source, offset, 4)), new)
+            e.store(e.fma(e.load(FLOATS, place), old, added), place)
+        return context.get_dummy_value()
+
+    return types.void(memory, INDEX, types.float32, part, INDEX, types.float32, INDEX, INDEX), emit
+
+
+@intrinsic
+def give_row(typing: Any, memory: Any, at: Any, step: Any, scale: Any, size: Any, out: Any, to: Any) -> Any:
+    """Write `size` numbers of out: those of vectors `step` numbers apart, times scale."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e, lanes = Emitter(builder), ir.Constant(args[4].type, LANES)
+        source = e.address(context, signature.args[0], args[0], args[1], 4)
+        target = e.address(context, signature.args[5], args[5], args[6], 4)
+        whole, scale = builder.sdiv(args[4], lanes), e.splat(args[3])
+        with cgutils.for_range(builder, whole) as loop:
+            row = e.load(FLOATS, e.move(source, builder.mul(loop.index, args[2]), 4))
+            e.store(builder.fmul(row, scale), e.move(target, loop.index, VECTOR))
+        last = e.move(source, builder.mul(whole, args[2]), 4)
+        rest = e.move(target, whole, VECTOR)
+        with cgutils.for_range(builder, builder.srem(args[4], lanes)) as loop:
+            value = builder.fmul(e.load(FLOAT, e.move(last, loop.index, 4)), args[3])
+            e.store(value, e.move(rest, loop.index, 4))
+        return context.get_dummy_value()
+
+    return types.void(memory, INDEX, INDEX, types.float32, INDEX, out, INDEX), emit
 
 
 # --- work -----------------------------------------------------------------------------------------------------------

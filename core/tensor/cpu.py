@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..errors import BadModel
 from . import cpu_attention, cpu_vision, ops  # noqa: F401 - attention and what encoders use register themselves
-from .activations import PIECE, norm_rows, pieces_of, rotate
+from .activations import PIECE, add_to_rows, norm_rows, pieces_of, rotate
 from .arena import Arena
 from .blocks import BlockFormat, by_name
 from .checks import ANY, INT32, expect, expect_kinds, expect_mlp
@@ -204,7 +204,7 @@ def _products(name: str, x: Floats, parts: Sequence[tuple[AnyMatrix, Floats | No
     for weight, bias in parts:
         out = next(found) if isinstance(weight, PackedMatrix) else _plain_product(x, weight)
         if bias is not None:
-            do(np.add, out, bias, out)
+            add_to_rows(out, bias)
         outs.append(out)
     return outs
 

@@ -88,7 +88,10 @@ def attend_all(q: Floats, k: Floats, v: Floats, *, scale: float, lengths: Sequen
     counts = -(-sizes // LANES)  # of tiles
     stops, first_tiles = np.cumsum(sizes, dtype=np.int32), np.cumsum(counts, dtype=np.int32) - counts
     starts = stops - sizes
-    tiles = new_tiles(int(counts.sum()), K, E, F, "f32")
+    tiles = new_tiles(int(counts.sum()), K, E, F, "f32", filled=True)
+    for kept in (tiles.keys, tiles.values):  # a stretch may end within a tile
+        kept[(first_tiles + counts - 1)[sizes % LANES > 0]] = 0
+    tiles.values[..., F:] = 0
     slots = np.arange(P, dtype=np.int32) + np.repeat(first_tiles * LANES - starts, sizes)
     store(np.ascontiguousarray(k), np.ascontiguousarray(v), slots, tiles)
     asking = sizes if lengths is not None else np.array([N], np.int32)

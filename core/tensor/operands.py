@@ -16,7 +16,9 @@ import numpy.typing as npt
 from .jit import kernel
 from .layouts import SUB
 from .micro import CHUNK, CODE_BYTES, PAIRS, SUMS, quantise_block
+from .simd import LANES
 from .team import TEAM, shared
+from .wide import side_by_side
 
 WIDTH = 6  # tokens of a full tile
 WIDE = CHUNK * SUB  # columns of a chunk
@@ -118,8 +120,11 @@ def copy_tile(x, chunk, subs, padded, out, tile):
     width = width_of(T - first)
     for start in range(0, D, chunk):
         here = min(chunk, subs * SUB - start)
-        at = start * padded + first * here
-        for column in range(min(here, D - start)):
+        at, columns = start * padded + first * here, min(here, D - start)
+        whole = columns // LANES * LANES if first + WIDTH <= T else 0
+        for column in range(0, whole, LANES):
+            side_by_side(WIDTH, x, first * D + start + column, D, out, at + column * WIDTH)
+        for column in range(whole, columns):
             for j in range(min(width, T - first)):
                 out[at + column * width + j] = x[first + j, start + column]
 

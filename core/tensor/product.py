@@ -16,15 +16,16 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import cfunc, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .abreast import abreast
 from .jit import kernel, specialised
 from .layouts import GROUP, LAYOUTS, PAIR, SUB, WIDE_FORMATS, name_of_records
-from .micro import CHUNK, CODE_BYTES, EACH, LINE, PAIRS, SUMS, UNPACKED, multiply, multiply_records, unpack
+from .micro import CHUNK, CODE_BYTES, EACH, LINE, PAIRS, SUMS, UNPACKED, VECTOR, multiply, multiply_records, unpack
 from .operands import WIDE, WIDTH, floats_in_tiles, padded_count, quantised, width_of
 from .pointwise import activate_piece
-from .simd import BYTES
+from .simd import BYTES, FLOATS, Emitter
 from .tape import do, room
 from .team import TEAM, shared, threads_of
 from .wide import WIDE_CHUNK, WIDENED, multiply_wide, widen
@@ -276,13 +277,29 @@ def aligned(memory):
     return memory[-memory.ctypes.data % BYTES :]
 
 
+@intrinsic
+def copy_sums(typing: Any, total: Any, count: Any, out: Any, at: Any, stride: Any) -> Any:
+    """Copy the sums of `count` tokens, ROWS of each, to out[at], and so on `stride` numbers apart."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder)
+        source = e.address(context, signature.args[0], args[0])
+        target = e.address(context, signature.args[2], args[2], args[3], 4)
+        with cgutils.for_range(builder, args[1]) as loop:
+            here = e.move(source, loop.index, PAIR * VECTOR)
+            there = e.move(target, builder.mul(loop.index, args[4]), 4)
+            for g in range(PAIR):
+                e.store(e.load(FLOATS, here, g * VECTOR), there, g * VECTOR)
+        return context.get_dummy_value()
+
+    return types.void(total, types.intp, out, types.intp, types.intp), emit
+
+
 @kernel
 def put_rows(total, count, stride, out, at, rows):
     """Copy the sums of one pair of groups, [count, ROWS], to where they belong: `stride` apart from out[at] on."""
     if rows >= ROWS:
-        for j in range(count):
-            for row in range(ROWS):
-                out[at + j * stride + row] = total[j * ROWS + row]
+        copy_sums(total, count, out, at, stride)
     else:
         for j in range(count):
             for row in range(rows):

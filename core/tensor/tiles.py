@@ -65,23 +65,25 @@ def per_item(dtype: Any) -> int:
     return 2 if dtype == np.uint8 else 1
 
 
-def new_tiles(tiles: int, heads: int, key_size: int, value_size: int, element: ElementType) -> Tiles:
-    """Return zeros. For codes the sizes are multiples of 32."""
+def new_tiles(
+    tiles: int, heads: int, key_size: int, value_size: int, element: ElementType, *, filled: bool = False
+) -> Tiles:
+    """Return zeros, or, if all places will be filled, what memory held before. For codes sizes are multiples of 32."""
     dtype = DTYPES[element]
     assert element not in CODED or key_size % SUB == value_size % SUB == 0, (key_size, value_size)
     scaled, per = tiles if element in CODED else 0, per_item(dtype)
     return Tiles(
-        _zeros(dtype, tiles, heads, key_size // per, LANES),
-        _zeros(np.uint16, scaled, heads, key_size // SUB, LANES),
-        _zeros(dtype, tiles, heads, LANES, -(-value_size // LANES) * LANES // per),
-        _zeros(np.uint16, scaled, heads, LANES, value_size // SUB),
+        _aligned(dtype, tiles, heads, key_size // per, LANES, filled=filled),
+        _aligned(np.uint16, scaled, heads, key_size // SUB, LANES, filled=filled),
+        _aligned(dtype, tiles, heads, LANES, -(-value_size // LANES) * LANES // per, filled=filled),
+        _aligned(np.uint16, scaled, heads, LANES, value_size // SUB, filled=filled),
     )
 
 
-def _zeros(dtype: Any, *shape: int) -> npt.NDArray[Any]:
-    """Return zeros that begin a cache line, so that no vector lies across two."""
+def _aligned(dtype: Any, *shape: int, filled: bool) -> npt.NDArray[Any]:
+    """Return an array that begins a cache line, so that no vector lies across two: of zeros, if not soon filled."""
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.zeros(nbytes + BYTES, np.uint8)
+    raw = (np.empty if filled else np.zeros)(nbytes + BYTES, np.uint8)
     start = -raw.ctypes.data % BYTES
     aligned: npt.NDArray[Any] = raw[start : start + nbytes].view(dtype).reshape(shape)
     return aligned

@@ -98,3 +98,26 @@ def _multiply(e: Emitter, tokens: int, count: int, weights: Any, rounds: Any, x:
 
 def _place(place: tuple[int, int]) -> int:
     return (place[0] * PAIR + place[1]) * VECTOR
+
+
+@intrinsic(prefer_literal=True)
+def side_by_side(typing: Any, count: Any, x: Any, at: Any, stride: Any, out: Any, to: Any) -> Any:
+    """Write sixteen columns of `count` rows of x, which begin `stride` numbers apart: a column's numbers together."""
+    rows = count.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder)
+        source = e.address(context, signature.args[1], args[1], args[2], 4)
+        target = e.address(context, signature.args[4], args[4], args[5], 4)
+        found = [e.load(FLOATS, e.move(source, builder.mul(args[3], INDEX(row)), 4)) for row in range(rows)]
+        for part in range(rows):
+            places = [divmod(part * LANES + lane, rows) for lane in range(LANES)]  # (column, row)
+            made = ir.Constant(FLOATS, ir.Undefined)
+            for row, values in enumerate(found):
+                mask = [LANES + column if own == row else lane for lane, (column, own) in enumerate(places)]
+                made = builder.shuffle_vector(made, values, ir.Constant(INTS, mask))
+            e.store(made, target, part * VECTOR)
+        return context.get_dummy_value()
+
+    index = types.intp
+    return types.void(count, x, index, index, out, index), emit
