@@ -10,7 +10,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from puna.core.scheduler.messages import Finished, Generate
 
 BATCH = 512  # prompt tokens in one pass
 
@@ -23,6 +26,7 @@ class Setting:
     context: int  # tokens that one reply may hold, prompt included
     sequences: int = 1  # replies at once
     long: bool = False  # whether replies follow long prompts
+    speculate: bool = False  # whether tokens are guessed ahead
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Puna:
             setting.threads,
             "f16",
             setting.sequences * setting.context,
-            speculate=False,
+            speculate=setting.speculate,
         )
         self._loop = asyncio.Runner()
         self._runner = InlineRunner(path, endless, text, options)
@@ -92,15 +96,29 @@ class Puna:
         starts, ends = zip(*self._loop.run(replies()), strict=True)
         return len(prompts) * tokens / (max(ends) - min(starts))
 
+    def side_by_side(self, requests: Sequence[Generate]) -> list[Finished]:
+        """Answer requests of any kind at once; return what is known of each at its end."""
+
+        async def replies() -> list[Finished]:
+            return await asyncio.gather(*[self._finish(request) for request in requests])
+
+        return self._loop.run(replies())
+
     async def _reply(self, prompt: Sequence[int], tokens: int) -> Reply:
-        from puna.core.scheduler.messages import Finished, Generate
+        from puna.core.scheduler.messages import Generate
         from puna.core.tensor.sampling import SamplingParams
 
         greedy = SamplingParams(temperature=0)
         request = Generate(prompt=list(prompt), sampling=greedy, max_tokens=tokens + 1, num_ctx=self._context)
+        end = await self._finish(request)
+        return Reply(end.prompt_ns / 1e9, end.decode_ns / 1e9, end.tokens - 1)
+
+    async def _finish(self, request: Generate) -> Finished:
+        from puna.core.scheduler.messages import Finished
+
         async for event in self._runner.generate(request):
             if isinstance(event, Finished):
-                return Reply(event.prompt_ns / 1e9, event.decode_ns / 1e9, event.tokens - 1)
+                return event
         raise AssertionError("a generation ends with Finished or an error")
 
 
