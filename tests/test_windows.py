@@ -1,5 +1,8 @@
 """What layers with windows and chunks hold of a long text: as much as they see, not as much as there is."""
 
+import subprocess
+import sys
+
 import pytest
 
 from puna.core.memory.blocks import BLOCK, Blocks, Capacity, blocks_of
@@ -35,3 +38,39 @@ def test_a_group_holds_what_is_seen_and_a_step_more(kind, sequences):
 
 def test_layers_that_see_everything_hold_everything():
     assert blocks_of(Causal(), Capacity(LONG, 1, STEP)) == LONG // BLOCK
+
+
+READ = """
+import sys, numpy as np, psutil
+from puna.core.memory.blocks import Capacity
+from puna.core.memory.cache import Cache, Rows, StepView
+from puna.core.plugin import CacheLayer, Causal, Window
+
+element, length, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+layout = [CacheLayer(4, 256, 256, Window(1024))] * 5 + [CacheLayer(4, 256, 256, Causal())]
+k, text = np.ones((step, 4, 256), np.float32), [1] * length
+
+def read(length):
+    cache = Cache(layout, element, Capacity(length, 1, step))
+    table = cache.blocks.table()
+    while table.length < length:
+        assert table.reserve(table.length + step)
+        for layer in StepView(cache, [Rows(table, 0, step)]).cache:
+            layer.extend(k, k)
+        table.advance(text, step)
+    return cache
+
+read(2 * step)  # loads the kernels
+before = psutil.Process().memory_info().rss
+cache = read(length)
+print(psutil.Process().memory_info().rss - before, cache.resident_bytes)
+"""
+
+
+@pytest.mark.parametrize(("element", "per_number"), [("f16", 2), ("q8_0", 34 / 32)])
+def test_memory_of_a_long_text_is_what_windows_and_element_types_say(element, per_number):
+    command = [sys.executable, "-c", READ, element, str(LONG), str(STEP)]
+    grown, told = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    windows = 5 * (1024 + 2 * BLOCK + STEP)  # positions; and the sixth layer's are all
+    assert told == 2 * 4 * 256 * per_number * (LONG + windows)
+    assert grown == pytest.approx(told, rel=0.03)
