@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 
 from .. import __version__
-from ..core.errors import Failure, Unsupported
+from ..core.errors import Failure
 from ..core.settings import describe_settings, load_settings
 
 if TYPE_CHECKING:
@@ -124,14 +124,12 @@ def create(
     Args:
         model: the name of the new model
         file: the Modelfile; without it, ./Modelfile, or else the model files of this folder
-        quantize: not available in this version
+        quantize: convert the model to a single GGUF file of f16, bf16 or f32
     """
     from .create import create_model
 
-    if quantize:
-        raise Unsupported("this version of Puna cannot quantize; create the model from a GGUF file that is quantized")
     with _connect() as client:
-        create_model(client, model, file)
+        create_model(client, model, file, quantize)
 
 
 @app.command(help_epilogue=_variables("PUNA_HOST", "PUNA_NOHISTORY"))

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from ..core.errors import NotFound
 from ..store import Digest, ModelName, gather
 from ..store.modelfile import Modelfile, decode, parse
@@ -15,8 +17,11 @@ from .progress import Progress
 _BLOCK_BYTES = 2**20
 
 
-def create_model(client: Client, name: str, path: Path | None) -> None:
-    """Create the model called name. path: its Modelfile; None: ./Modelfile, or else the model files of this folder."""
+def create_model(client: Client, name: str, path: Path | None, quantize: str | None = None) -> None:
+    """Create the model called name. path: its Modelfile; None: ./Modelfile, or else the model files of this folder.
+
+    quantize: what the server shall convert the weights to.
+    """
     ModelName.parse(name)  # the server checks it too, but only after gigabytes were hashed and sent
     modelfile, folder = read_modelfile(path)
     with Progress() as progress:
@@ -25,7 +30,8 @@ def create_model(client: Client, name: str, path: Path | None) -> None:
         progress.step("gathering model components")
         gathered = gather(modelfile, folder)
         digests = {path: upload(client, path, progress) for path in gathered.paths}
-        progress.follow(client.create(gathered.request(name, digests)))
+        request = msgspec.structs.replace(gathered.request(name, digests), quantize=quantize)
+        progress.follow(client.create(request))
 
 
 def read_modelfile(path: Path | None) -> tuple[Modelfile, Path]:

@@ -13,6 +13,7 @@ import anyio
 
 from .. import __version__
 from ..api.server import serve
+from ..core.converting import Converter
 from ..core.kernel import Kernel
 from ..core.scheduler.inline import TextParts
 from ..core.settings import Settings
@@ -21,7 +22,7 @@ from ..core.tensor.warmup import jobs, missing
 from ..store import Store
 from ..text.grammars import Grammars
 from ..text.stops import StopStrings
-from ..text.tokenizers import open_tokenizer
+from ..text.tokenizers import open_tokenizer, tokenizer_keys
 from .warmup import make_ready
 
 log = logging.getLogger("puna.serve")
@@ -44,12 +45,12 @@ def run_server(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> None:
     shutdown = _on_signal()
-    store = Store(settings.models)
+    kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings, Grammars), RUNNER)
+    store = Store(settings.models, Converter(kernel.architectures, tokenizer_keys))
     await asyncio.to_thread(_tidy, store, prune=not settings.noprune)
     wanted = jobs(elements={"f32", cast("ElementType", settings.kv_cache_type)})
     if settings.runner == "inline" or missing(wanted):  # else this process computes nothing
         await asyncio.to_thread(make_ready, wanted)
-    kernel = Kernel(settings, TextParts(open_tokenizer, StopStrings, Grammars), RUNNER)
     try:
         await serve(settings, store, kernel.models, started=lambda port: announce(settings, port), shutdown=shutdown)
     finally:

@@ -123,7 +123,7 @@ class _Binder:
         """Return a filled instance. gguf, hf: what stands in front of its tensors' names."""
         made = kind()
         made.config = config
-        for field, declared, wanted in _table(kind):
+        for field, declared, wanted in table(kind):
             if isinstance(declared, LayersField):
                 setattr(made, field, list(self._layers(declared, config, gguf, hf)))
             else:
@@ -151,7 +151,7 @@ class _Binder:
 
     def _tensor(self, made: Module, declared: TensorField, wanted: type, gguf: str, hf: str) -> Any:
         names = self._spellings(declared, gguf, hf)
-        shape = tuple(_size(size, made.config) for size in declared.shape)
+        shape = tuple(size_of(size, made.config) for size in declared.shape)
         expected = shape[::-1] if declared.transposed else shape
         found = self._found(names, expected)
         if found is None:
@@ -188,7 +188,7 @@ class _Binder:
         return [prefix + name for name in ((names,) if isinstance(names, str) else names or ())]
 
 
-def _size(declared: Size, config: Any) -> int | AnySize:
+def size_of(declared: Size, config: Any) -> int | AnySize:
     """Return a dimension of a tensor, or what equals any if the config leaves it to the file."""
     found = declared if isinstance(declared, int) else getattr(config, declared)
     return ANY if found is None else int(found)
@@ -204,12 +204,12 @@ def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
 
 def check_table(kind: type[Module]) -> None:
     """Raise TypeError if a module class, or one below it, declares an attribute that is no tensor and no layers."""
-    for _, declared, _ in _table(kind):
+    for _, declared, _ in table(kind):
         if isinstance(declared, LayersField):
             check_table(declared.module)
 
 
-def _table(kind: type[Module]) -> Iterator[tuple[str, TensorField | LayersField, type]]:
+def table(kind: type[Module]) -> Iterator[tuple[str, TensorField | LayersField, type]]:
     """Yield each declared attribute of a module class: its name, its declaration and Matrix or Array."""
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]

@@ -54,6 +54,10 @@ class Config(Protocol):
     Its class also has a constructor `from_gguf(keys)` if the architecture answers to GGUF files, and `from_hf(keys)` if
     it answers to checkpoints. They read every value by name through Keys, which turns missing and absurd ones into
     errors that name the key; in a GGUF file the names need no architecture prefix.
+
+    With a method `to_gguf()` Puna can also write the architecture's models as single GGUF files: it returns the keys
+    that `from_gguf` reads, in a dict, without prefix. Puna reads them back before it writes anything, and refuses a
+    model whose cache would be another.
     """
 
     @property
@@ -82,6 +86,7 @@ class TensorField:
     tied: str | None  # field of the same module to use when the file has no tensor of this name
     hf_part: tuple[int, int] | None  # (i, n): checkpoints hold it as the i-th of n equal parts of a tensor's rows
     transposed: bool  # whether files hold it as [in, out]
+    paired: Size | None  # heads whose rotary pairs are neighbours in GGUF files, and half a head apart in checkpoints
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ def tensor(
     tied: str | None = None,
     hf_part: tuple[int, int] | None = None,
     transposed: bool = False,
+    paired: Size | None = None,
 ) -> Any:  # Any, so that the annotation beside it decides the type
     """Declare a tensor, slowest dimension first: `out: Matrix = tensor("hidden", "queries", gguf=..., hf=...)`.
 
@@ -111,9 +117,12 @@ def tensor(
     vectors such as norms and biases (widened to float32). An optional one is None when the file has none. Without a
     name for a kind of file, such files never hold it; of several names the first whose tensor has the shape counts,
     since files of different origin may even exchange names. hf_part=(1, 3): the second third of a tensor's rows, as
-    where query, key and value are one. transposed: a Matrix that files hold as [in, out].
+    where query, key and value are one. transposed: a Matrix that files hold as [in, out]. paired: its rows are so
+    many heads, and GGUF files have the two of a rotary pair side by side where checkpoints have them half a head apart.
+    They are not reordered when a model is loaded, only when Puna writes a GGUF file, under the first of several names.
     """
-    return dataclasses.field(metadata={"tensor": TensorField(shape, gguf, hf, optional, tied, hf_part, transposed)})
+    declared = TensorField(shape, gguf, hf, optional, tied, hf_part, transposed, paired)
+    return dataclasses.field(metadata={"tensor": declared})
 
 
 def layers(module: type[Module], *, count: str, gguf: str = "", hf: str = "") -> Any:
@@ -134,7 +143,11 @@ class Module:
         dataclasses.dataclass(eq=False, init=False, repr=False)(cls)
 
     def ready(self) -> None:
-        """Called once, after every tensor of this module and of the ones below it is in place."""
+        """Called once, after every tensor of this module and of the ones below it is in place.
+
+        Tensors that are not Matrix may be replaced here, by what GGUF files hold in their place: norm weights with the
+        one that a checkpoint leaves out, for example. That is also how they get into a GGUF file that Puna writes.
+        """
 
 
 # --- the cache ------------------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from ..core.tensor import (
     rotations,
     scaling_from_gguf,
     scaling_from_hf,
+    scaling_to_gguf,
     soft_cap,
 )
 from .gemma3_vision import Vision, VisionConfig
@@ -109,12 +110,43 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             rope_base=_base(keys, "rope.freq_base", _base(keys, "rope.global.freq_base", ROPE_BASE)),
             local_rope_base=_base(keys, "rope.freq_base_swa", _base(keys, "rope.local.freq_base", LOCAL_ROPE_BASE)),
             scaling=_scaling_from_gguf(keys, count),
-            # Not in the files: 27B alone was trained with D / H, which is not its E.
-            query_scale=(hidden / heads if count == LAYERS_27B else head_size) ** -0.5,
+            query_scale=keys.number("attention.scale", _query_scale(count, hidden, heads, head_size)),
             score_cap=_cap(keys, "attn_logit_softcapping"),
             logit_cap=_logit_cap_from_gguf(keys, windows, context),
             missing_one=0.0,
         )
+
+    def to_gguf(self) -> dict[str, Any]:
+        """Return `gemma3.*`, with the names that files of encoder and decoder have."""
+        usual = _query_scale(self.layers, self.hidden, self.heads, self.head_size)
+        return {
+            "block_count": self.layers,
+            "context_length": self.context_length,
+            "embedding_length": self.hidden,
+            "feed_forward_length": self.inner,
+            "vocab_size": self.vocabulary,
+            "attention.head_count": self.heads,
+            "attention.head_count_kv": self.kv_heads,
+            "attention.key_length": self.head_size,
+            "attention.value_length": self.head_size,
+            "attention.layer_norm_rms_epsilon": self.eps,
+            "rope.dimension_count": self.head_size,
+            "rope.freq_base": self.rope_base,
+            "rope.local.freq_base": self.local_rope_base,
+            "attn_logit_softcapping": self.score_cap or 0.0,
+            "final_logit_softcapping": self.logit_cap or 0.0,
+            **scaling_to_gguf(self.scaling),
+            **self._windows_to_gguf(),
+            **({} if self.query_scale == usual else {"attention.scale": self.query_scale}),
+        }
+
+    def _windows_to_gguf(self) -> dict[str, Any]:
+        sizes = {size for size in self.windows if size is not None}
+        if not sizes:
+            return {}
+        (size,) = sizes
+        pattern = [window is not None for window in self.windows]
+        return {"attention.sliding_window": size, "attention.sliding_window_pattern": pattern}
 
     @classmethod
     def from_hf(cls, keys: Keys) -> Config:
@@ -155,6 +187,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 def _base(keys: Keys, name: str, default: float) -> float:
     """Return a base of frequencies."""
     return keys.number(name, default, low=1.0001)
+
+
+def _query_scale(count: int, hidden: int, heads: int, head_size: int) -> float:
+    """Return the scale where a file has none, as most do: 27B alone was trained with D / H, which is not its E."""
+    return float((hidden / heads if count == LAYERS_27B else head_size) ** -0.5)
 
 
 def _windows_from_gguf(keys: Keys, count: int) -> tuple[int | None, ...]:

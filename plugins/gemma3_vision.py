@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,6 +21,8 @@ AT_ONCE = 1024  # patches between two yields, for what grows with their number
 GREY = (0.5, 0.5, 0.5)  # mean and deviation of colours from 0 to 1, unless a file has others
 BEFORE, AFTER = "\n\n<start_of_image>", "<end_of_image>\n\n"  # the rows of a picture
 ORIGINAL, CROPS = "Here is the original image ", " and here are some crops to help you see better "
+
+SCAN = "vision.pan_and_scan."  # what keys begin with that say when long pictures are shown in parts
 
 Colours = tuple[float, float, float]
 
@@ -106,7 +109,26 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             missing_one=0.0,
             mean=_colours(keys, f"{at}image_mean"),
             deviation=_colours(keys, f"{at}image_std", low=1e-6),
+            scan=_pan_and_scan_from_gguf(keys),
         )
+
+    def to_gguf(self) -> dict[str, Any]:
+        """Return `vision.*`. Those of pan and scan are keys that only Puna reads."""
+        scan = {} if self.scan is None else msgspec.structs.asdict(self.scan)
+        return {
+            "mm.tokens_per_image": self.rows,
+            "vision.block_count": self.layers,
+            "vision.embedding_length": self.hidden,
+            "vision.feed_forward_length": self.inner,
+            "vision.attention.head_count": self.heads,
+            "vision.attention.layer_norm_epsilon": self.eps,
+            "vision.num_channels": 3,
+            "vision.image_size": self.image_size,
+            "vision.patch_size": self.patch_size,
+            "vision.image_mean": list(self.mean),
+            "vision.image_std": list(self.deviation),
+            **{f"{SCAN}{name}": value for name, value in scan.items()},
+        }
 
     @classmethod
     def from_hf(cls, keys: Keys) -> VisionConfig | None:
@@ -190,12 +212,23 @@ def _pan_and_scan(keys: Keys) -> PanAndScan | None:
     )
 
 
+def _pan_and_scan_from_gguf(keys: Keys) -> PanAndScan | None:
+    """Return the same of a file that was made from such a checkpoint."""
+    if f"{SCAN}most" not in keys:
+        return None
+    return PanAndScan(
+        min_ratio=keys.number(f"{SCAN}min_ratio", low=1.0),
+        min_side=keys.integer(f"{SCAN}min_side"),
+        most=keys.integer(f"{SCAN}most", high=64),
+    )
+
+
 class VisionBlock(Module):
     """One layer of the encoder: attention of all patches and an MLP, each behind a norm and beside a residual."""
 
     config: VisionConfig
-    attention_norm: Array = tensor("hidden", gguf=("ln1.weight", "layer_norm1.weight"), hf="layer_norm1.weight")
-    attention_norm_bias: Array = tensor("hidden", gguf=("ln1.bias", "layer_norm1.bias"), hf="layer_norm1.bias")
+    attention_norm: Array = tensor("hidden", gguf=("layer_norm1.weight", "ln1.weight"), hf="layer_norm1.weight")
+    attention_norm_bias: Array = tensor("hidden", gguf=("layer_norm1.bias", "ln1.bias"), hf="layer_norm1.bias")
     q: Matrix = tensor("hidden", "hidden", gguf="attn_q.weight", hf="self_attn.q_proj.weight")
     q_bias: Array = tensor("hidden", gguf="attn_q.bias", hf="self_attn.q_proj.bias")
     k: Matrix = tensor("hidden", "hidden", gguf="attn_k.weight", hf="self_attn.k_proj.weight")
@@ -203,20 +236,20 @@ class VisionBlock(Module):
     v: Matrix = tensor("hidden", "hidden", gguf="attn_v.weight", hf="self_attn.v_proj.weight")
     v_bias: Array = tensor("hidden", gguf="attn_v.bias", hf="self_attn.v_proj.bias")
     out: Matrix = tensor(
-        "hidden", "hidden", gguf=("attn_out.weight", "attn_output.weight"), hf="self_attn.out_proj.weight"
+        "hidden", "hidden", gguf=("attn_output.weight", "attn_out.weight"), hf="self_attn.out_proj.weight"
     )
-    out_bias: Array = tensor("hidden", gguf=("attn_out.bias", "attn_output.bias"), hf="self_attn.out_proj.bias")
-    mlp_norm: Array = tensor("hidden", gguf=("ln2.weight", "layer_norm2.weight"), hf="layer_norm2.weight")
-    mlp_norm_bias: Array = tensor("hidden", gguf=("ln2.bias", "layer_norm2.bias"), hf="layer_norm2.bias")
+    out_bias: Array = tensor("hidden", gguf=("attn_output.bias", "attn_out.bias"), hf="self_attn.out_proj.bias")
+    mlp_norm: Array = tensor("hidden", gguf=("layer_norm2.weight", "ln2.weight"), hf="layer_norm2.weight")
+    mlp_norm_bias: Array = tensor("hidden", gguf=("layer_norm2.bias", "ln2.bias"), hf="layer_norm2.bias")
     # Early converters called the first ffn_down and the second ffn_up; shapes tell.
     up: Matrix = tensor(
-        "inner", "hidden", gguf=("ffn_up.weight", "ffn_down.weight", "mlp.fc1.weight"), hf="mlp.fc1.weight"
+        "inner", "hidden", gguf=("mlp.fc1.weight", "ffn_up.weight", "ffn_down.weight"), hf="mlp.fc1.weight"
     )
-    up_bias: Array = tensor("inner", gguf=("ffn_up.bias", "ffn_down.bias", "mlp.fc1.bias"), hf="mlp.fc1.bias")
+    up_bias: Array = tensor("inner", gguf=("mlp.fc1.bias", "ffn_up.bias", "ffn_down.bias"), hf="mlp.fc1.bias")
     down: Matrix = tensor(
-        "hidden", "inner", gguf=("ffn_down.weight", "ffn_up.weight", "mlp.fc2.weight"), hf="mlp.fc2.weight"
+        "hidden", "inner", gguf=("mlp.fc2.weight", "ffn_down.weight", "ffn_up.weight"), hf="mlp.fc2.weight"
     )
-    down_bias: Array = tensor("hidden", gguf=("ffn_down.bias", "ffn_up.bias", "mlp.fc2.bias"), hf="mlp.fc2.bias")
+    down_bias: Array = tensor("hidden", gguf=("mlp.fc2.bias", "ffn_down.bias", "ffn_up.bias"), hf="mlp.fc2.bias")
 
     def forward(self, x: Array) -> Generator[None, None, Array]:  # [P, D] -> [P, D]
         """Return x after this layer; yields after every part of the work."""
@@ -252,17 +285,17 @@ class Vision(Encoder):
     config: VisionConfig
     patches: Array = tensor(
         "hidden", 3, "patch_size", "patch_size",
-        gguf=("v.patch_embd.weight", "v.patch_embedding.weight"),
+        gguf=("v.patch_embedding.weight", "v.patch_embd.weight"),
         hf="vision_tower.vision_model.embeddings.patch_embedding.weight",
     )  # fmt: skip
     patches_bias: Array = tensor(
         "hidden",
-        gguf=("v.patch_embd.bias", "v.patch_embedding.bias"),
+        gguf=("v.patch_embedding.bias", "v.patch_embd.bias"),
         hf="vision_tower.vision_model.embeddings.patch_embedding.bias",
     )
     positions: Array = tensor(
         "patches", "hidden",
-        gguf=("v.position_embd.weight", "v.position_embedding.weight"),
+        gguf=("v.position_embedding.weight", "v.position_embd.weight"),
         hf="vision_tower.vision_model.embeddings.position_embedding.weight",
     )  # fmt: skip
     blocks: list[VisionBlock] = layers(
@@ -270,20 +303,20 @@ class Vision(Encoder):
     )
     norm: Array = tensor(
         "hidden",
-        gguf=("v.post_ln.weight", "v.post_layernorm.weight"),
+        gguf=("v.post_layernorm.weight", "v.post_ln.weight"),
         hf="vision_tower.vision_model.post_layernorm.weight",
     )
     norm_bias: Array = tensor(
-        "hidden", gguf=("v.post_ln.bias", "v.post_layernorm.bias"), hf="vision_tower.vision_model.post_layernorm.bias"
+        "hidden", gguf=("v.post_layernorm.bias", "v.post_ln.bias"), hf="vision_tower.vision_model.post_layernorm.bias"
     )
     row_norm: Array = tensor(
         "hidden",
-        gguf=("mm.soft_emb_norm.weight", "mm.mm_soft_emb_norm.weight"),
+        gguf=("mm.mm_soft_emb_norm.weight", "mm.soft_emb_norm.weight"),
         hf="multi_modal_projector.mm_soft_emb_norm.weight",
     )
     projection: Matrix = tensor(
         "output", "hidden",
-        gguf=("mm.input_projection.weight", "mm.mm_input_projection.weight"),
+        gguf=("mm.mm_input_projection.weight", "mm.input_projection.weight"),
         hf="multi_modal_projector.mm_input_projection_weight",
         transposed=True,
     )  # fmt: skip

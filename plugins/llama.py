@@ -6,6 +6,8 @@ section 2.2, with grouped queries (arXiv:2305.13245).
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from ..core.plugin import (
@@ -23,6 +25,8 @@ from ..core.plugin import (
     tensor,
 )
 from ..core.tensor import (
+    Llama3,
+    NoScaling,
     Pairing,
     Rotation,
     Scaling,
@@ -34,10 +38,12 @@ from ..core.tensor import (
     rms_norm,
     rope,
     rope_base_from_hf,
+    rope_divisors,
     rope_table,
     rotations,
     scaling_from_gguf,
     scaling_from_hf,
+    scaling_to_gguf,
 )
 
 
@@ -95,6 +101,24 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             pairing="interleaved",
         )
 
+    def to_gguf(self) -> dict[str, Any]:
+        """Return `llama.*`. The scaling of Llama 3 is no key but a tensor, `rope_divisors`."""
+        return {
+            "block_count": self.layers,
+            "context_length": self.context_length,
+            "embedding_length": self.hidden,
+            "feed_forward_length": self.inner,
+            "vocab_size": self.vocabulary,
+            "attention.head_count": self.heads,
+            "attention.head_count_kv": self.kv_heads,
+            "attention.key_length": self.head_size,
+            "attention.value_length": self.head_size,
+            "attention.layer_norm_rms_epsilon": self.eps,
+            "rope.dimension_count": self.rope_size,
+            "rope.freq_base": self.rope_base,
+            **scaling_to_gguf(NoScaling() if isinstance(self.scaling, Llama3) else self.scaling),
+        }
+
     @classmethod
     def from_hf(cls, keys: Keys) -> Config:
         """Read config.json."""
@@ -125,11 +149,15 @@ class Block(Module):
 
     config: Config
     attention_norm: Array = tensor("hidden", gguf="attn_norm.weight", hf="input_layernorm.weight")
-    q: Matrix = tensor("queries", "hidden", gguf="attn_q.weight", hf="self_attn.q_proj.weight")
-    k: Matrix = tensor("keys", "hidden", gguf="attn_k.weight", hf="self_attn.k_proj.weight")
+    q: Matrix = tensor("queries", "hidden", gguf="attn_q.weight", hf="self_attn.q_proj.weight", paired="heads")
+    k: Matrix = tensor("keys", "hidden", gguf="attn_k.weight", hf="self_attn.k_proj.weight", paired="kv_heads")
     v: Matrix = tensor("keys", "hidden", gguf="attn_v.weight", hf="self_attn.v_proj.weight")
-    q_bias: Array | None = tensor("queries", gguf="attn_q.bias", hf="self_attn.q_proj.bias", optional=True)
-    k_bias: Array | None = tensor("keys", gguf="attn_k.bias", hf="self_attn.k_proj.bias", optional=True)
+    q_bias: Array | None = tensor(
+        "queries", gguf="attn_q.bias", hf="self_attn.q_proj.bias", optional=True, paired="heads"
+    )
+    k_bias: Array | None = tensor(
+        "keys", gguf="attn_k.bias", hf="self_attn.k_proj.bias", optional=True, paired="kv_heads"
+    )
     v_bias: Array | None = tensor("keys", gguf="attn_v.bias", hf="self_attn.v_proj.bias", optional=True)
     out: Matrix = tensor("hidden", "queries", gguf="attn_output.weight", hf="self_attn.o_proj.weight")
     out_bias: Array | None = tensor("hidden", gguf="attn_output.bias", hf="self_attn.o_proj.bias", optional=True)
@@ -169,6 +197,8 @@ class Llama(Module):
         self.table = rope_table(
             c.rope_size, base=c.rope_base, pairing=c.pairing, scaling=c.scaling, divisors=self.rope_divisors
         )
+        if isinstance(c.scaling, Llama3) and self.rope_divisors is None:
+            self.rope_divisors = rope_divisors(c.rope_size, base=c.rope_base, scaling=c.scaling)
 
     def embed(self, tokens: Array) -> Array:  # [T] -> [T, D]
         """Return the embeddings of tokens."""

@@ -5,6 +5,8 @@ Sources: Qwen2.5-VL Technical Report, arXiv:2502.13923, section 2.1; Qwen2-VL, a
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from ..core.plugin import (
@@ -37,6 +39,7 @@ from ..core.tensor import (
     rotations,
     scaling_from_gguf,
     scaling_from_hf,
+    scaling_to_gguf,
 )
 from .qwen25vl_vision import Vision, VisionConfig
 
@@ -95,6 +98,25 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             sections=_sections(keys, sections, head_size // 2),
             windows=(None,) * count,
         )
+
+    def to_gguf(self) -> dict[str, Any]:
+        """Return `qwen25vl.*`, which do not say that a layer has a window."""
+        return {
+            "block_count": self.layers,
+            "context_length": self.context_length,
+            "embedding_length": self.hidden,
+            "feed_forward_length": self.inner,
+            "vocab_size": self.vocabulary,
+            "attention.head_count": self.heads,
+            "attention.head_count_kv": self.kv_heads,
+            "attention.key_length": self.head_size,
+            "attention.value_length": self.head_size,
+            "attention.layer_norm_rms_epsilon": self.eps,
+            "rope.dimension_count": self.head_size,
+            "rope.freq_base": self.rope_base,
+            "rope.mrope_section": list(self.sections),
+            **scaling_to_gguf(self.scaling),
+        }
 
     @classmethod
     def from_hf(cls, keys: Keys) -> Config:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import msgspec
 
@@ -99,11 +100,34 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             eps=keys.number(f"{at}attention.layer_norm_epsilon", 1e-6, low=0.0, high=1.0),
             rope_base=keys.number(f"{at}rope.freq_base", 10000.0, low=1.0001),
             output=output,
-            ticks=2.0,  # as all published models have it
+            ticks=keys.number(f"{at}tokens_per_second", 2.0, low=0.0, high=1e4),  # the default of all published models
             limits=_limits(keys, f"{limits}min_pixels", f"{limits}max_pixels"),
             mean=_colours(keys, f"{at}image_mean", MEAN),
             std=_colours(keys, f"{at}image_std", STD),
         )
+
+    def to_gguf(self) -> dict[str, Any]:
+        """Return `vision.*`. Some are keys that only Puna reads: what a checkpoint says of its processor."""
+        return {
+            "vision.block_count": self.layers,
+            "vision.embedding_length": self.hidden,
+            **({} if self.inner is None else {"vision.feed_forward_length": self.inner}),
+            "vision.attention.head_count": self.heads,
+            "vision.attention.layer_norm_epsilon": self.eps,
+            "vision.num_channels": 3,
+            "vision.patch_size": self.patch,
+            "vision.spatial_patch_size": self.patch,
+            "vision.spatial_merge_size": self.merge,
+            "vision.temporal_patch_size": PAIR,
+            "vision.window_size": self.window * self.patch * self.merge,
+            **({"vision.fullatt_block_indexes": list(self.whole)} if self.whole else {}),
+            "vision.rope.freq_base": self.rope_base,
+            "vision.tokens_per_second": self.ticks,
+            "vision.min_pixels": self.limits[0],
+            "vision.max_pixels": self.limits[1],
+            "vision.image_mean": list(self.mean),
+            "vision.image_std": list(self.std),
+        }
 
     @classmethod
     def from_hf(cls, keys: Keys) -> VisionConfig | None:
@@ -249,20 +273,22 @@ class Vision(Encoder):
 
     config: VisionConfig
     # The two frames of a patch have a kernel each, which checkpoints keep in one tensor.
-    early: Array | None = tensor("hidden", 3, "patch", "patch", gguf=("v.patch_embd.weight", "v.patch_embd_0.weight"))
-    late: Array | None = tensor("hidden", 3, "patch", "patch", gguf=("v.patch_embd.weight.1", "v.patch_embd_1.weight"))
+    early: Array = tensor("hidden", 3, "patch", "patch", gguf=("v.patch_embd_0.weight", "v.patch_embd.weight"))
+    late: Array = tensor("hidden", 3, "patch", "patch", gguf=("v.patch_embd_1.weight", "v.patch_embd.weight.1"))
     both: Array | None = tensor("hidden", 3, PAIR, "patch", "patch", hf="visual.patch_embed.proj.weight")
     blocks: list[VisionBlock] = layers(VisionBlock, count="layers", gguf="v.blk.{}.", hf="visual.blocks.{}.")
-    norm: Array = tensor("hidden", gguf=("v.post_ln.weight", "v.merger.ln_q.weight"), hf="visual.merger.ln_q.weight")
-    up: Matrix = tensor("unit", "unit", gguf=("mm.0.weight", "v.merger.mlp.0.weight"), hf="visual.merger.mlp.0.weight")
-    up_bias: Array = tensor("unit", gguf=("mm.0.bias", "v.merger.mlp.0.bias"), hf="visual.merger.mlp.0.bias")
+    norm: Array = tensor("hidden", gguf=("v.merger.ln_q.weight", "v.post_ln.weight"), hf="visual.merger.ln_q.weight")
+    up: Matrix = tensor("unit", "unit", gguf=("v.merger.mlp.0.weight", "mm.0.weight"), hf="visual.merger.mlp.0.weight")
+    up_bias: Array = tensor("unit", gguf=("v.merger.mlp.0.bias", "mm.0.bias"), hf="visual.merger.mlp.0.bias")
     down: Matrix = tensor(
-        "output", "unit", gguf=("mm.2.weight", "v.merger.mlp.2.weight"), hf="visual.merger.mlp.2.weight"
+        "output", "unit", gguf=("v.merger.mlp.2.weight", "mm.2.weight"), hf="visual.merger.mlp.2.weight"
     )
-    down_bias: Array = tensor("output", gguf=("mm.2.bias", "v.merger.mlp.2.bias"), hf="visual.merger.mlp.2.bias")
+    down_bias: Array = tensor("output", gguf=("v.merger.mlp.2.bias", "mm.2.bias"), hf="visual.merger.mlp.2.bias")
 
     def ready(self) -> None:
-        """Compute the frequencies: half of a head's pairs turns with the row, the other half with the column."""
+        """Part the kernels, and compute frequencies: half of a head's pairs turns by the row, half by the column."""
+        if self.both is not None:
+            self.early, self.late, self.both = self.both[:, :, 0], self.both[:, :, 1], None
         self.table = grid_rope_table(self.config.head_size, base=self.config.rope_base)
 
     # ---- pictures ------------------------------------------------------------------------------------------------
@@ -342,10 +368,7 @@ class Vision(Encoder):
         """Return what enters the first layer."""
         c = self.config
         frames = pixels.reshape(-1, 3, PAIR, c.patch, c.patch)
-        early = self.early if self.both is None else self.both[:, :, 0]
-        late = self.late if self.both is None else self.both[:, :, 1]
-        assert early is not None and late is not None
-        x = conv_patches(frames[:, :, 0], early) + conv_patches(frames[:, :, 1], late)  # [P, 1, D]
+        x = conv_patches(frames[:, :, 0], self.early) + conv_patches(frames[:, :, 1], self.late)  # [P, 1, D]
         return x[:, 0]
 
     def merged(self, x: Array) -> Array:  # [P, D] -> [units, output]

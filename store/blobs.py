@@ -73,6 +73,12 @@ class Blobs:
         self._folder.write(FOLDER, digest.file_name, data=data)
         return digest, True
 
+    @contextmanager
+    def making(self) -> Iterator[NewBlob]:
+        """Give a blob to write, whose digest is not known yet; it vanishes at the end unless it was committed."""
+        with self._folder.writer(FOLDER) as writer:
+            yield NewBlob(self._folder, writer)
+
     async def add(self, digest: Digest, chunks: AsyncIterator[bytes]) -> bool:
         """Store an upload. Return False, with nothing read, if the blob is already there.
 
@@ -114,6 +120,30 @@ class Blobs:
             with suppress(FileNotFoundError):
                 self._folder.remove(FOLDER, name)
         return stale
+
+
+class NewBlob:
+    """A blob that nobody can find yet."""
+
+    def __init__(self, folder: Folder, writer: Writer) -> None:
+        self._folder, self._writer, self._hasher = folder, writer, hashlib.sha256()
+        self.size = 0  # bytes so far
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append data. Raises Busy if the disk is full."""
+        self._hasher.update(data)
+        self._writer.write(data)
+        self.size += len(data)
+
+    def path(self) -> Path:
+        """Return where the bytes so far can be read, until the blob is committed."""
+        return self._folder.path(FOLDER, self._writer.flush())
+
+    def commit(self) -> Digest:
+        """Give the blob its name, and return it."""
+        digest = Digest(f"sha256:{self._hasher.hexdigest()}")
+        self._writer.commit(digest.file_name)
+        return digest
 
 
 @contextmanager

@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 
+from ..core.converting import Converter
 from ..core.errors import BadRequest, Unsupported
 from . import manifests
 from .blobs import Blobs
+from .converting import WEIGHTS, convert, float_format
 from .digests import Digest
 from .importing import import_draft, import_files
 from .manifests import CONFIG_TYPE, Layer, Manifest
@@ -33,9 +35,9 @@ class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
     requires: str | None = None
     draft: str | None = None  # a model whose weights shall guess ahead
     draft_files: dict[str, str] | None = None  # or the files of one; as `files`
+    quantize: str | None = None  # what to convert the weights to, in any letter case
     # What follows is refused, by name, rather than passed over.
     adapters: dict[str, str] | None = None
-    quantize: str | None = None
     renderer: str | None = None
     parser: str | None = None
     remote_host: str | None = None
@@ -44,7 +46,6 @@ class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 _REFUSED = {
     "adapters": "adapters are not supported yet",
-    "quantize": "quantization is not supported yet; import the model as it is, or quantize it before",
     "renderer": "built-in renderers are not supported; give a template",
     "parser": "built-in parsers are not supported",
     "remote_host": "remote models are not supported",
@@ -57,6 +58,8 @@ def check(request: CreateRequest) -> None:
     for field, problem in _REFUSED.items():
         if getattr(request, field):
             raise Unsupported(problem)
+    if request.quantize:
+        float_format(request.quantize)
     if not request.from_ and request.files is None:
         raise BadRequest("neither 'from' or 'files' was specified")
     if request.draft and request.draft_files:
@@ -70,8 +73,11 @@ def check(request: CreateRequest) -> None:
 class NewModel:
     """A model in the making. Nothing refers to it until its manifest is written, so it may be dropped at any time."""
 
-    def __init__(self, config: ModelConfig, layers: Iterable[Layer], blobs: Blobs) -> None:
-        self._config, self._layers, self._blobs = config, list(layers), blobs
+    def __init__(
+        self, config: ModelConfig, layers: Iterable[Layer], blobs: Blobs, new: frozenset[Digest] = frozenset()
+    ) -> None:
+        """new: the blobs among the layers' that were not there before."""
+        self._config, self._layers, self._blobs, self._new = config, list(layers), blobs, new
         self._texts: dict[Digest, bytes] = {}  # new layers, kept to write them again should they vanish meanwhile
 
     @property
@@ -102,7 +108,7 @@ class NewModel:
         """Write the new layers, telling of each layer whether it is new."""
         for layer in self._layers:
             text = self._texts.get(layer.digest)
-            new = text is not None and self._blobs.put(text)[1]
+            new = layer.digest in self._new or (text is not None and self._blobs.put(text)[1])
             yield Progress(status=f"{'creating new' if new else 'using existing'} layer {layer.digest}")
 
     def manifest(self) -> Manifest:
@@ -127,20 +133,29 @@ class NewModel:
 
 
 def build(
-    request: CreateRequest, base: StoredModel | None, draft: StoredModel | None, blobs: Blobs
+    request: CreateRequest,
+    base: StoredModel | None,
+    draft: StoredModel | None,
+    blobs: Blobs,
+    converter: Converter | None = None,
 ) -> Generator[Progress, None, NewModel]:
     """Return the model that a checked request asks for. Raises BadRequest.
 
-    base, draft: the models it names in `from` and in `draft`.
+    base, draft: the models it names in `from` and in `draft`. converter: what models are converted with.
     """
     if base is not None:
         config, layers = base.config, _inherited(base, base.manifest.layers)
     else:
         imported = yield from import_files(request.files or {}, blobs)
         config, layers = imported.config, imported.layers
+    new: frozenset[Digest] = frozenset()
+    if request.quantize:
+        layer, config = yield from convert(layers, config, float_format(request.quantize), blobs, converter)
+        layers = [layer, *(other for other in layers if other.media_type not in WEIGHTS)]
+        new = frozenset({layer.digest})
     if request.requires:
         config = msgspec.structs.replace(config, requires=request.requires)
-    made = NewModel(config, layers, blobs)
+    made = NewModel(config, layers, blobs, new)
     if draft is not None:
         made.replace_draft(_weights(draft))
     elif request.draft_files:

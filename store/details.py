@@ -17,6 +17,7 @@ from .models import Details, StoredModel
 
 PARAMETER_COLUMNS = 30
 _SAID_ELSEWHERE = ("general.name", "tokenizer.chat_template")
+_LONG = {"tokenizer.huggingface.json"}  # megabytes of text, which is left out as arrays are
 
 
 class TensorLine(msgspec.Struct, frozen=True):
@@ -86,6 +87,8 @@ def _of_weights(model: StoredModel, verbose: bool) -> tuple[dict[str, Any], list
 
 def _model_info(source: WeightSource, verbose: bool) -> dict[str, Any]:
     shown = {key: value for key, value in information(source).items() if key not in _SAID_ELSEWHERE}
+    if not verbose:
+        shown |= dict.fromkeys(_LONG & shown.keys())
     info = {_unicode(key): _plain(value, verbose) for key, value in shown.items()}
     return info | {"general.parameter_count": parameter_count(source.tensors.values())}
 

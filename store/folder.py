@@ -162,10 +162,17 @@ class Writer:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._file = os.fdopen(os.open(self._name, flags, FILE_MODE, dir_fd=folder), "wb")
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append data. Raises Busy if the disk is full."""
         with _room():
             self._file.write(data)
+
+    def flush(self) -> str:
+        """Return the file's own name, under which what was appended so far can be read. Raises Busy as `write`."""
+        assert self._name is not None
+        with _room():
+            self._file.flush()
+        return self._name
 
     def commit(self, name: str) -> None:
         """Put the file on the disk for good under name, in place of what was there."""

@@ -115,7 +115,7 @@ def _gguf(uploads: Mapping[str, _Upload]) -> Generator[Progress, None, Imported]
     found.sort(key=lambda item: item[0] != "model")
     families = [about.family for _, about, group in found for _ in group]
     layers = [layer for kind, _, group in found for layer in _gguf_layers(kind, group)]
-    return Imported(_config(models[0], families), layers)
+    return Imported(config_of(models[0], families), layers)
 
 
 def _groups(uploads: Mapping[str, _Upload]) -> list[dict[str, _Upload]]:
@@ -145,7 +145,7 @@ def _checkpoint(uploads: Mapping[str, _Upload]) -> Generator[Progress, None, Imp
         raise BadRequest("the checkpoint has no config.json")
     _, about = _opened(uploads)
     layers = [upload.layer(CHECKPOINT, name) for name, upload in sorted(uploads.items())]
-    return Imported(_config(about, [about.family]), layers)
+    return Imported(config_of(about, [about.family]), layers)
 
 
 def _opened(group: Mapping[str, _Upload]) -> tuple[Role, Facts]:
@@ -167,7 +167,8 @@ def _speaking_of(uploads: Mapping[str, _Upload]) -> Iterator[None]:
         raise BadRequest(text) from None
 
 
-def _config(about: Facts, families: list[str]) -> ModelConfig:
+def config_of(about: Facts, families: list[str]) -> ModelConfig:
+    """Return what a model's config says of its weights. families: one for each file."""
     return ModelConfig(
         model_format=about.format,
         model_family=about.family,

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from ..core.converting import Converter
 from ..core.errors import BadModel, NotFound
 from . import create
 from .blobs import Blobs
@@ -29,10 +30,12 @@ class Store:
     in between, and changes wait for one another.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, converter: Converter | None = None) -> None:
+        """converter: what models are converted with; without one, requests to do so are refused."""
         self._folder = Folder(root)
         self._blobs = Blobs(self._folder)
         self._manifests = Manifests(self._folder)
+        self._converter = converter
 
     @property
     def root(self) -> Path:
@@ -93,7 +96,7 @@ class Store:
         create.check(request)
         base = self.open(request.from_) if request.from_ else None
         draft = self.open(request.draft) if request.draft else None
-        return self._create(target, create.build(request, base, draft, self._blobs))
+        return self._create(target, create.build(request, base, draft, self._blobs, self._converter))
 
     def _create(self, target: ModelName, building: Generator[Progress, None, NewModel]) -> Generator[Progress]:
         made = yield from building

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import anyio
@@ -14,8 +15,9 @@ import msgspec
 
 from puna.api import serve
 from puna.cli.serve import RUNNER
+from puna.core.converting import Converter
 from puna.core.errors import BadRequest, Failure
-from puna.core.kernel import Kernel
+from puna.core.kernel import Kernel, find_plugins
 from puna.core.scheduler.inline import TextParts
 from puna.core.scheduler.messages import Finished, Generate, Media, Piece, SampledLogprob, Sight, TokenLogprob
 from puna.core.scheduler.models import ModelLimits, Models
@@ -25,7 +27,7 @@ from puna.core.settings import Address, Settings
 from puna.store import CreateRequest, Store, digest_of
 from puna.text.grammars import Grammars
 from puna.text.stops import StopStrings
-from puna.text.tokenizers import open_tokenizer
+from puna.text.tokenizers import open_tokenizer, tokenizer_keys
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GGUF = FIXTURES / "llama-bpe" / "gguf" / "model-f32.gguf"
@@ -134,6 +136,12 @@ class Live:
     http: httpx2.AsyncClient  # without time-outs that a slow machine could hit
 
 
+@cache
+def converter() -> Converter:
+    """Return what converts models of the installed architectures."""
+    return Converter([a for report in find_plugins() for a in report.architectures], tokenizer_keys)
+
+
 @asynccontextmanager
 async def running_server(
     root: Path, runner: ScriptedRunner | None = None, *, local: bool = False, **settings: object
@@ -147,7 +155,7 @@ async def running_server(
     async with _models(chosen, runner) as models, anyio.create_task_group() as tasks:
         port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         shutdown = anyio.Event()
-        store = Store(root)
+        store = Store(root, converter())
         tasks.start_soon(_serve, chosen, store, models, port, shutdown)
         url = f"http://127.0.0.1:{await port}"
         async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False) as http:

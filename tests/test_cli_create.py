@@ -148,10 +148,10 @@ def test_a_deprecated_parameter_is_warned_about(create: Create, fake: Fake, tmp_
     assert create("mine")[0].splitlines()[0] == "warning: parameter mirostat is deprecated"
 
 
-def test_quantizing_is_refused_before_anything_happens(create: Create, fake: Fake):
-    err, status = create("mine", "-q", "q4_K_M")
-    assert err.startswith("Error: this version of Puna cannot quantize")
-    assert status == 1
+def test_the_format_to_convert_to_is_sent(create: Create, fake: Fake, tmp_path: Path):
+    (tmp_path / "model.gguf").write_bytes(GGUF)
+    assert create("mine", "-q", "f16")[1] == 0
+    assert sent(fake)["quantize"] == "f16"
 
 
 def test_a_creation_that_ends_without_success_is_an_error():

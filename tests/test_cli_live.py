@@ -68,6 +68,17 @@ def names(table: str) -> list[str]:
     return [line.split()[0] for line in table.splitlines()[1:]]
 
 
+def test_a_checkpoint_is_converted_to_a_single_file_that_answers(puna: Puna, folder: Path):
+    modelfile = folder / "Converted"
+    modelfile.write_text(f"FROM {WEIGHTS.parent.parent / 'hf'}\nPARAMETER temperature 0\nPARAMETER num_predict 8\n")
+    puna("create", "converted", "-f", str(modelfile), "-q", "f16")
+    assert re.search(r"quantization +F16", puna("show", "converted"))
+    puna("create", "asitis", "-f", str(modelfile))
+    assert puna("run", "converted", "the") == puna("run", "asitis", "the") != ""
+    for model in ("converted", "asitis"):
+        puna("rm", model)
+
+
 def test_the_life_of_a_model(puna: Puna, folder: Path):
     modelfile = folder / "Modelfile"
     modelfile.write_text(f"FROM {WEIGHTS}\nPARAMETER num_predict 5\nPARAMETER temperature 0\nSYSTEM You are tiny.\n")

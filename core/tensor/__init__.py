@@ -25,21 +25,27 @@ from .ops import (
 )
 from .rope import (
     Linear,
+    Llama3,
+    NoScaling,
     Pairing,
     RopeTable,
     Scaling,
     grid_rope_table,
     rope_base_from_hf,
+    rope_divisors,
     rope_table,
     scaling_from_gguf,
     scaling_from_hf,
+    scaling_to_gguf,
 )
 
 __all__ = [
     "Activation",
     "Array",
     "Linear",
+    "Llama3",
     "Matrix",
+    "NoScaling",
     "Pairing",
     "RopeTable",
     "Rotation",
@@ -61,9 +67,11 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_base_from_hf",
+    "rope_divisors",
     "rope_table",
     "rotations",
     "scaling_from_gguf",
     "scaling_from_hf",
+    "scaling_to_gguf",
     "soft_cap",
 ]

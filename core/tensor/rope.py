@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BadModel
+from ..errors import BadModel, Unsupported
 from ..keys import Keys
 
 Pairing = Literal["interleaved", "split"]  # which dimensions turn together: (2k, 2k+1), or (k, k + n/2)
@@ -163,14 +163,42 @@ def scaling_from_gguf(keys: Keys) -> Scaling:
     if kind == "linear":
         return Linear(factor)
     original = keys.integer("rope.scaling.original_context_length", keys.integer("context_length"))
-    stretch = 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
     return Yarn(
         factor,
         original,
-        magnitude=keys.number("rope.scaling.attn_factor", 1.0) * stretch,
+        magnitude=keys.number("rope.scaling.attn_factor", 1.0) * _stretch(factor),
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0, low=1e-3),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0, low=1e-3),
     )
+
+
+def _stretch(factor: float) -> float:
+    """Return the magnitude of YaRN's paper, which GGUF files leave out of theirs."""
+    return 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+
+
+def scaling_to_gguf(scaling: Scaling) -> dict[str, str | float]:
+    """Return the keys that `scaling_from_gguf` reads. Raises Unsupported for a rule that there are no keys for."""
+    if isinstance(scaling, NoScaling):
+        return {"rope.scaling.type": "none"}
+    if isinstance(scaling, Linear):
+        return {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
+    if isinstance(scaling, Yarn):
+        return {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": scaling.factor,
+            "rope.scaling.original_context_length": scaling.original,
+            "rope.scaling.attn_factor": scaling.magnitude / _stretch(scaling.factor),
+            "rope.scaling.yarn_beta_fast": scaling.beta_fast,
+            "rope.scaling.yarn_beta_slow": scaling.beta_slow,
+        }
+    raise Unsupported(f"GGUF files have no keys for rotary embeddings that are scaled by {scaling}")
+
+
+def rope_divisors(size: int, *, base: float, scaling: Scaling) -> npt.NDArray[np.float32]:
+    """Return [size/2] what frequencies are divided by: the ready-made scaling that GGUF files carry for some rules."""
+    theta = base ** (-np.arange(0, size, 2, dtype=np.float64) / size)
+    return (theta / scaling.apply(theta, base)).astype(np.float32)
 
 
 def scaling_from_hf(keys: Keys, rule: Keys | None = None) -> Scaling:

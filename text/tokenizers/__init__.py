@@ -9,9 +9,10 @@ from __future__ import annotations
 from ...core.collection import no_collection
 from ...core.tensor.source import WeightSource
 from . import checkpoint, metadata
+from .exporting import tokenizer_keys
 from .tokenizer import TextTokenizer
 
-__all__ = ["TextTokenizer", "open_tokenizer", "read_bos_eos"]
+__all__ = ["TextTokenizer", "open_tokenizer", "read_bos_eos", "tokenizer_keys"]
 
 
 def open_tokenizer(source: WeightSource, *, pre: str | None = None) -> TextTokenizer:

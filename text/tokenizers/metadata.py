@@ -8,20 +8,33 @@ from typing import Any
 from ...core.errors import Unsupported
 from ...core.keys import Keys
 from .byte_level import byte_level_bpe
+from .embedded import (
+    embedded_bos_eos,
+    ggml_keys,
+    is_embedded,
+    named_ends,
+    open_embedded,
+    vocab_size,
+)
 from .ends import find_ends
 from .family import Family
 from .pieces import Pieces, Texts
 from .sentencepiece import sentencepiece_bpe
 from .tokenizer import Frame, TextTokenizer
-from .vocabulary import Kind, Vocabulary, check_ids, read_id, read_vocabulary
+from .vocabulary import Kind, Vocabulary, read_id, read_vocabulary
 from .wordpiece import word_piece
 
 FAMILIES = {"gpt2": byte_level_bpe, "llama": sentencepiece_bpe, "bert": word_piece}
 
 
 def open_tokenizer(metadata: Mapping[str, Any], *, pre: str | None = None) -> TextTokenizer:
-    """Return the tokenizer that the tokenizer.ggml.* keys describe; see `puna.text.tokenizers.open_tokenizer`."""
-    keys = _keys(metadata)
+    """Return the tokenizer that the tokenizer.ggml.* keys describe; see `puna.text.tokenizers.open_tokenizer`.
+
+    Where they list no tokens, tokenizer.huggingface.json is read.
+    """
+    if is_embedded(metadata):
+        return open_embedded(metadata)
+    keys = ggml_keys(metadata)
     name = keys.text("model")
     if name not in FAMILIES:
         raise Unsupported(f"tokenizer.ggml.model is {name!r}; tokenizers of {', '.join(FAMILIES)} can be read")
@@ -39,23 +52,21 @@ def open_tokenizer(metadata: Mapping[str, Any], *, pre: str | None = None) -> Te
             dummy_prefix=family.dummy_prefix,
         ),
         _frame(keys, family, bos, eos),
-        stop_ids=find_ends(_named_ends(keys, vocabulary), control),
+        stop_ids=find_ends(named_ends(keys, len(vocabulary.pieces)), control),
         bos_token=_text(vocabulary, bos),
         eos_token=_text(vocabulary, eos),
-        vocab_size=_vocab_size(metadata),
+        vocab_size=vocab_size(metadata),
     )
 
 
 def read_bos_eos(metadata: Mapping[str, Any]) -> tuple[str, str]:
     """Return the texts of two tokens; see `puna.text.tokenizers.read_bos_eos`."""
-    keys = _keys(metadata)
+    if is_embedded(metadata):
+        return embedded_bos_eos(metadata)
+    keys = ggml_keys(metadata)
     vocabulary = read_vocabulary(keys)
     bos, eos = _bos_eos(keys, vocabulary)
     return _text(vocabulary, bos), _text(vocabulary, eos)
-
-
-def _keys(metadata: Mapping[str, Any]) -> Keys:
-    return Keys(metadata, prefix="tokenizer.ggml.", origin="GGUF metadata")
 
 
 def _bos_eos(keys: Keys, vocabulary: Vocabulary) -> tuple[int | None, int | None]:
@@ -77,18 +88,5 @@ def _frame(keys: Keys, family: Family, bos: int | None, eos: int | None) -> Fram
     )
 
 
-def _named_ends(keys: Keys, vocabulary: Vocabulary) -> set[int]:
-    size = len(vocabulary.pieces)
-    single = [read_id(keys, f"{name}_token_id", size=size) for name in ("eos", "eot", "eom")]
-    several = check_ids(keys, "eos_token_ids", keys.list("eos_token_ids"), size=size)
-    return {token for token in [*single, *several] if token is not None}
-
-
 def _text(vocabulary: Vocabulary, token: int | None) -> str:
     return "" if token is None else vocabulary.pieces[token]
-
-
-def _vocab_size(metadata: Mapping[str, Any]) -> int:
-    """Return the rows of the embedding, where the file says it; 0 where it leaves that to the length of the list."""
-    prefix = f"{metadata.get('general.architecture')}."
-    return Keys(metadata, prefix=prefix, origin="GGUF metadata").integer("vocab_size", 0, low=0)

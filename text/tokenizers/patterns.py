@@ -26,7 +26,7 @@ _CAPITALISED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+"
 _CAPITALS = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
 _SYMBOLS_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS}|{_SPACE}"
 _QWEN2 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}|{_SYMBOLS}|{_SPACE}"
 _QWEN35 = (
@@ -52,8 +52,8 @@ class Split:
     add_bos: bool = False  # for files without tokenizer.ggml.add_bos_token
 
 
-_PLAIN = Split((_GPT2,))
-_DIGITS = Split((r"\p{N}", _GPT2))
+_PLAIN = Split((GPT2,))
+_DIGITS = Split((r"\p{N}", GPT2))
 _LLAMA = Split((_LLAMA3,), ignore_merges=True, add_bos=True)
 _GPT4 = Split((_LLAMA3,))
 _QWEN = Split((_QWEN2,), nfc=True)
@@ -82,7 +82,7 @@ SPLITS = {
     ),
     "deepseek-coder": Split((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
     **dict.fromkeys(("deepseek-v3", "hunyuan-dense"), Split((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3))),
-    "falcon": Split((r"[\p{P}$+<=>^~|`]+", _GPT2, "[0-9][0-9][0-9]")),
+    "falcon": Split((r"[\p{P}$+<=>^~|`]+", GPT2, "[0-9][0-9][0-9]")),
 }
 
 

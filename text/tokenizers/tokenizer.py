@@ -52,6 +52,11 @@ class TextTokenizer:
         return self._size
 
     @property
+    def frame(self) -> Frame:
+        """What goes around a text that starts a sequence."""
+        return self._frame
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end a generation."""
         return self._stop_ids

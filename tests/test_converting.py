@@ -1,0 +1,641 @@
+"""Models converted when they are made: what is written reads and computes as the files it was made of."""
+
+import asyncio
+import json
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import gguf
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from puna.core import converting
+from puna.core.errors import BadModel, BadRequest, Unsupported
+from puna.core.kernel import find_plugins
+from puna.core.keys import Keys
+from puna.core.memory.cache import Cache, Capacity, Rows, StepView
+from puna.core.model import LoadedModel, find_architecture, load_model
+from puna.core.pictures import open_picture
+from puna.core.plugin import Architecture, Array, Module, tensor
+from puna.core.tensor import Linear, Llama3
+from puna.core.tensor.blocks import by_name
+from puna.core.tensor.cpu import CpuLoader
+from puna.core.tensor.floats import BF16, F16, F32, narrow, widen
+from puna.core.tensor.gguf import read_gguf
+from puna.core.tensor.gguf_writer import gguf_bytes
+from puna.core.tensor.rope import NoScaling, Yarn
+from puna.core.tensor.weights import open_weights
+from puna.plugins import gemma3, gemma3_vision, llama, qwen2, qwen3, qwen25vl, qwen25vl_vision
+from puna.store import CreateRequest, Store, chat_template, digest_of, show
+from puna.text.tokenizers import open_tokenizer
+
+from .reference import FIXTURES, cases, expected
+from .serving import converter, running_server, upload
+from .test_api_vision import as_openai
+from .test_plugin_contract import MemorySource
+
+ATOL = 1e-3  # of logits, as everywhere
+SEEING = ["gemma3-vl", "qwen2.5-vl"]
+SPELLED = {"checkpoint": "hf", "pair": "gguf"}
+
+
+# ---- making them ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model that a store made, and what it said meanwhile."""
+
+    store: Store
+    statuses: list[str]
+
+    @property
+    def file(self) -> Path:
+        (path,) = self.store.open("made").weights.values()
+        return path
+
+
+def files_of(variant: str, kind: str) -> dict[str, Path]:
+    """Return the files of a fixture that stand for one model in floats."""
+    paths = sorted((FIXTURES / variant / SPELLED[kind]).iterdir())
+    return {path.name: path for path in paths if kind == "checkpoint" or path.stem.endswith("f32")}
+
+
+def make(root: Path, files: dict[str, Path], quantize: str | None, **fields: Any) -> Made:
+    store = Store(root, converter())
+    for path in files.values():
+        asyncio.run(upload(store, path))
+    body = {"model": "made", "quantize": quantize, **fields}
+    if files:
+        body["files"] = {name: str(digest_of(path)) for name, path in files.items()}
+    return Made(store, [step.status for step in store.create(msgspec.convert(body, CreateRequest))])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return a function that makes a fixture's model, once."""
+
+    @cache
+    def once(variant: str, kind: str, form: str) -> Made:
+        return make(tmp_path_factory.mktemp("store"), files_of(variant, kind), form)
+
+    return once
+
+
+@cache
+def loaded(file: Path) -> LoadedModel:
+    source = open_weights(file)
+    architectures = [a for report in find_plugins() for a in report.architectures]
+    return load_model(find_architecture(architectures, source), source, CpuLoader(precise=True))
+
+
+# ---- what they compute ---------------------------------------------------------------------------------------------
+
+
+def logits(model: LoadedModel, ids: list[int], x: np.ndarray | None = None, **rows: Any) -> np.ndarray:
+    """Return the logits of a prompt. x: what enters the first block, if that is not the tokens' own embeddings."""
+    cache = Cache(model.cache, "f32", Capacity(len(ids), 1, len(ids)))
+    table = cache.blocks.table()
+    assert table.reserve(len(ids))
+    step = StepView(cache, [Rows(table, 0, len(ids), **rows)], streams=model.architecture.streams)
+    x = np.asarray(model.model.embed(np.array(ids, np.int32))) if x is None else x
+    return np.asarray(model.model.logits(model.model.forward(x, step)))
+
+
+def encoded(model: LoadedModel, variant: str, name: str) -> np.ndarray:
+    """Return the rows of one of a fixture's images, given the reference's pixels."""
+    (image,) = [image for image in cases(variant)["images"] if image["name"] == name]
+    prepared = model.vision.prepare(open_picture((FIXTURES / variant / image["file"]).read_bytes()))
+    np.testing.assert_allclose(prepared.pixels, expected(variant)[image["pixel_values"]], atol=1e-5)
+    work = model.vision.encode([prepared])
+    while True:
+        try:
+            next(work)
+        except StopIteration as finished:
+            return np.asarray(finished.value[0])
+
+
+def logits_with_images(model: LoadedModel, variant: str, case: dict[str, Any]) -> np.ndarray:
+    is_row = np.array(case["ids"]) == case["image_token_id"]
+    x = np.array(model.model.embed(np.where(is_row, 0, case["ids"]).astype(np.int32)))
+    x[is_row] = np.concatenate([encoded(model, variant, name) for name in case["images"]])
+    if "position_ids" in case:
+        return logits(model, case["ids"], x, positions=expected(variant)[case["position_ids"]])
+    until: list[int] = []  # rows of an image see each other
+    for row, group in groupby(is_row.tolist()):
+        count = len(list(group))
+        until += [len(until) + count - 1] * count if row else range(len(until), len(until) + count)
+    return logits(model, case["ids"], x, until=np.array(until, np.int32))
+
+
+TEXTS = [
+    *[(variant, "checkpoint", form) for variant in ("llama-bpe", "qwen2", "gemma3-text") for form in ("f32", "f16")],
+    ("llama-bpe", "pair", "f32"), ("llama-bpe", "checkpoint", "bf16"), ("llama-spm", "checkpoint", "f16"),
+    ("qwen3", "checkpoint", "f32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("variant", "kind", "form"), TEXTS)
+def test_text_models_compute_what_the_reference_does(made, variant, kind, form):
+    model = loaded(made(variant, kind, form).file)
+    for case in cases(variant)["text"]:
+        wanted = expected(variant)[case["logits"]]
+        found = logits(model, case["ids"])[:, : wanted.shape[1]]
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("form", ["f32", "f16"])
+@pytest.mark.parametrize("kind", SPELLED)
+@pytest.mark.parametrize("variant", SEEING)
+def test_models_that_see_compute_what_the_reference_does(made, variant, kind, form):
+    model = loaded(made(variant, kind, form).file)
+    assert {len(case["images"]) for case in cases(variant)["multimodal"]} >= {1, 2}
+    for case in cases(variant)["multimodal"]:
+        wanted = expected(variant)[case["logits"]]
+        np.testing.assert_allclose(logits_with_images(model, variant, case), wanted, rtol=0, atol=ATOL)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("variant", "kind", "form"),
+    [("gemma3-vl", "checkpoint", "F16"), ("gemma3-vl", "pair", "f32"), ("qwen2.5-vl", "checkpoint", "f32"),
+     ("qwen2.5-vl", "pair", "F16")],
+)  # fmt: skip
+async def test_clients_get_the_reference_s_replies_to_pictures(tmp_path, variant, kind, form):
+    tokenizer = open_tokenizer(open_weights(files_of(variant, kind)))  # of the source: kinds differ in control tokens
+    async with running_server(tmp_path, precise=True) as live:
+        digests = {name: await upload(live.store, path) for name, path in files_of(variant, kind).items()}
+        body = {"model": "made", "files": digests, "quantize": form, "stream": False}
+        assert (await live.http.post("/api/create", json=body)).json() == {"status": "success"}
+        shown = (await live.http.post("/api/show", json={"model": "made"})).json()
+        assert "vision" in shown["capabilities"]
+        assert (shown["details"]["format"], shown["details"]["quantization_level"]) == ("gguf", form.upper())
+        assert "projector_info" not in shown
+        for case in cases(variant)["multimodal"]:
+            body = {"model": "made", "messages": as_openai(variant, case), "temperature": 0, "max_tokens": 16}
+            answer = (await live.http.post("/v1/chat/completions", json=body)).json()
+            assert answer["usage"]["prompt_tokens"] == len(case["ids"]), answer
+            assert answer["choices"][0]["message"]["content"] == tokenizer.decode(case["greedy"])
+
+
+# ---- what the file says --------------------------------------------------------------------------------------------
+
+
+def test_one_layer_takes_the_place_of_all_others_and_each_step_is_told(made):
+    found = made("gemma3-vl", "pair", "f16")
+    model = found.store.open("made")
+    (layer,) = model.manifest.layers
+    assert layer.media_type == "application/vnd.ollama.image.model"
+    assert layer.digest == digest_of(found.file)
+    assert layer.size == found.file.stat().st_size
+    assert found.statuses == [
+        "parsing GGUF", "parsing GGUF", "converting model", "verifying conversion",
+        f"creating new layer {layer.digest}", "writing manifest", "success",
+    ]  # fmt: skip
+    assert (model.details.family, model.details.families, model.sees) == ("gemma3", ["gemma3"], True)
+    assert made("gemma3-vl", "checkpoint", "f16").statuses[1:3] == ["converting model", "verifying conversion"]
+
+
+def test_nothing_but_the_file_and_what_it_was_made_of_is_left_in_the_store(made):
+    found = made("gemma3-vl", "pair", "f16")
+    names = {path.name for path in (found.store.root / "blobs").iterdir()}
+    uploaded = {digest_of(path).file_name for path in files_of("gemma3-vl", "pair").values()}
+    assert names == uploaded | {found.file.name, found.store.open("made").manifest.config.digest.file_name}
+
+
+@pytest.mark.parametrize("form", ["f16", "f32", "bf16"])
+def test_matrices_have_the_format_that_was_asked_for_and_all_else_is_float32(made, form):
+    tensors = open_weights(made("llama-bpe", "checkpoint", form).file).tensors
+    assert tensors["blk.1.attn_q.weight"].format.name == tensors["token_embd.weight"].format.name == form.upper()
+    assert {info.format.name for info in tensors.values() if len(info.shape) == 1} == {"F32"}
+
+
+def test_a_file_holds_what_another_converter_makes_of_the_same_checkpoint(made):
+    ours = open_weights(made("llama-bpe", "checkpoint", "f32").file)
+    theirs = open_weights(FIXTURES / "llama-bpe" / "gguf" / "model-f32.gguf")
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    for name, info in theirs.tensors.items():
+        assert ours.tensors[name] == info
+        found, wanted = (source.raw(name).view(np.float32) for source in (ours, theirs))
+        np.testing.assert_allclose(found, wanted, rtol=1e-6 if name == "rope_freqs.weight" else 0)
+    for key, value in theirs.metadata.items():
+        if not key.startswith(("general.name", "general.size", "general.sampling", "tokenizer.ggml.add_sep_token")):
+            np.testing.assert_array_equal(ours.metadata[key], value, key)
+
+
+def test_a_converted_file_converts_to_itself(made, tmp_path):
+    first = made("qwen2.5-vl", "checkpoint", "f16").file
+    assert make(tmp_path, {"again.gguf": first}, "f16").file.read_bytes() == first.read_bytes()
+
+
+def test_pieces_of_any_size_make_the_same_file(made, tmp_path, monkeypatch):
+    whole = made("llama-bpe", "checkpoint", "f16").file.read_bytes()
+    monkeypatch.setattr(converting, "PIECE_BYTES", 1000)
+    assert make(tmp_path, files_of("llama-bpe", "checkpoint"), "f16").file.read_bytes() == whole
+
+
+TOKENIZERS = ["llama-bpe", "llama-spm", "qwen2", "qwen3", "gemma3-text", *SEEING]
+
+
+@pytest.mark.parametrize("variant", TOKENIZERS)
+def test_the_tokenizer_is_the_checkpoint_s(made, variant):
+    before, after = open_weights(FIXTURES / variant / "hf"), open_weights(made(variant, "checkpoint", "f32").file)
+    wanted, found = open_tokenizer(before), open_tokenizer(after)
+    for case in cases(variant)["tokenizer"]:
+        assert found.encode(case["text"], special=True, start=False) == case["ids"]
+        for special in (True, False):
+            ids = [tokenizer.encode(case["text"], special=special, start=True) for tokenizer in (found, wanted)]
+            assert ids[0] == ids[1]
+    assert [found.piece(token) for token in range(found.size)] == [wanted.piece(token) for token in range(wanted.size)]
+    assert (found.stop_ids, found.bos_token, found.eos_token) == (wanted.stop_ids, wanted.bos_token, wanted.eos_token)
+    assert chat_template(after) == chat_template(before) is not None
+
+
+def test_lists_of_tokens_are_written_where_they_say_all(made):
+    for variant in TOKENIZERS:
+        metadata = open_weights(made(variant, "checkpoint", "f32").file).metadata
+        assert ("tokenizer.ggml.tokens" in metadata) == (variant not in ("llama-spm", "gemma3-text", "gemma3-vl"))
+        assert json.loads(metadata["tokenizer.huggingface.json"])["model"]["type"] == "BPE"
+
+
+def with_tokenizer(root: Path, variant: str, **changes: Any) -> dict[str, Path]:
+    """Return a checkpoint's files with another tokenizer.json."""
+    folder = root / "changed"
+    shutil.copytree(FIXTURES / variant / "hf", folder)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return {file.name: file for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalizer": {"type": "NFKC"}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+        {"added_tokens": [{"id": 400, "content": "<|endoftext|>", "single_word": False, "lstrip": True, "rstrip": False,
+                           "normalized": False, "special": True}]},
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_lists_do_not_describe_is_kept_whole(tmp_path, changes):
+    files = with_tokenizer(tmp_path, "qwen2", **changes)
+    source = open_weights(make(tmp_path / "store", files, "f16").file)
+    assert "tokenizer.ggml.tokens" not in source.metadata
+    found, wanted = open_tokenizer(source), open_tokenizer(open_weights(tmp_path / "changed"))
+    for case in cases("qwen2")["tokenizer"]:
+        assert found.encode(case["text"], special=True, start=True) == wanted.encode(
+            case["text"], special=True, start=True
+        )
+
+
+def test_long_texts_of_the_tokenizer_are_shown_only_on_request(made):
+    model = made("qwen2", "checkpoint", "f32").store.open("made")
+    assert show(model).model_info["tokenizer.huggingface.json"] is None
+    assert show(model, verbose=True).model_info["tokenizer.huggingface.json"].startswith("{")
+
+
+# ---- models made from others ---------------------------------------------------------------------------------------
+
+
+def test_a_model_in_the_store_is_converted_and_keeps_its_texts(tmp_path):
+    base = make(tmp_path, files_of("gemma3-vl", "checkpoint"), None, system="Be brief.")
+    assert base.store.open("made").details.format == "safetensors"
+    steps = base.store.create(msgspec.convert({"model": "one", "from": "made", "quantize": "F32"}, CreateRequest))
+    assert [step.status for step in steps][:2] == ["converting model", "verifying conversion"]
+    model = base.store.open("one")
+    assert (model.system, model.details.format, model.details.quantization_level) == ("Be brief.", "gguf", "F32")
+    assert [layer.media_type.rpartition(".")[2] for layer in model.manifest.layers] == ["model", "system"]
+
+
+def test_without_a_format_a_checkpoint_stays_as_it_is(tmp_path):
+    found = make(tmp_path, files_of("qwen2", "checkpoint"), "")
+    assert len(found.store.open("made").manifest.layers) == len(files_of("qwen2", "checkpoint"))
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------
+
+
+def blobs(root: Path) -> int:
+    return len(list((root / "blobs").iterdir()))
+
+
+@pytest.mark.parametrize("name", ["q4_K_M", "Q4_K_S", "q4_k", "q8_0"])
+def test_quantizing_is_refused_by_name(tmp_path, name):
+    with pytest.raises(Unsupported, match=f"quantizing to {name} is not supported yet: ask for f16, bf16 or f32"):
+        make(tmp_path, files_of("qwen2", "checkpoint"), name)
+
+
+def test_a_format_that_does_not_exist_is_refused_with_those_that_do(tmp_path):
+    with pytest.raises(BadRequest, match="unsupported quantization type f17 - supported types are F32, F16, BF16"):
+        make(tmp_path, files_of("qwen2", "checkpoint"), "f17")
+
+
+def changed(root: Path, variant: str, tensors: dict[str, np.ndarray] | None = None, **config: Any) -> dict[str, Path]:
+    """Return a checkpoint's files with other settings, and with these tensors instead of its own if there are any."""
+    folder = root / "changed"
+    shutil.copytree(FIXTURES / variant / "hf", folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    if tensors is not None:
+        save_file(tensors, folder / "model.safetensors")
+    return {file.name: file for file in folder.iterdir()}
+
+
+def test_what_is_quantized_already_is_refused(tmp_path):
+    file = FIXTURES / "llama-quant" / "gguf" / "model-Q8_0.gguf"
+    with pytest.raises(Unsupported, match=r"only supported for F16, BF16 and F32 models: .*weight is Q8_0"):
+        make(tmp_path, {"m.gguf": file}, "f16")
+    assert blobs(tmp_path) == 1
+
+
+def test_an_architecture_without_a_form_in_gguf_is_refused_by_name(tmp_path):
+    with pytest.raises(Unsupported, match="architecture MistralForCausalLM cannot be written as GGUF files"):
+        make(tmp_path, files_of("mistral-v3", "checkpoint"), "f16")
+
+
+def test_windows_that_a_gguf_file_cannot_say_are_refused(tmp_path):
+    files = changed(tmp_path, "qwen2", use_sliding_window=True, max_window_layers=2, sliding_window=8)
+    with pytest.raises(Unsupported, match=r"GGUF files of qwen2 cannot say what layer 2 of this model sees"):
+        make(tmp_path / "store", files, "f32")
+
+
+def test_sizes_that_would_not_be_read_as_written_are_refused(tmp_path):
+    files = changed(tmp_path, "gemma3-text", final_logit_softcapping=30.0)  # which is taken for a converter's mistake
+    with pytest.raises(Unsupported, match=r"GGUF files of gemma3 cannot say that final_logit_softcapping is 30\.0"):
+        make(tmp_path / "store", files, "f32")
+
+
+def test_rotary_scaling_that_a_gguf_file_cannot_say_is_refused(tmp_path):
+    rule = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64}  # fmt: skip
+    with pytest.raises(Unsupported, match="no keys for rotary embeddings that are scaled by Llama3"):
+        make(tmp_path / "store", changed(tmp_path, "qwen2", rope_scaling=rule), "f32")
+
+
+def test_numbers_too_large_for_the_format_are_refused_by_tensor_and_nothing_is_left(tmp_path):
+    tensors = load_file(FIXTURES / "qwen3" / "hf" / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = 70000.0
+    files = changed(tmp_path, "qwen3", tensors)
+    with pytest.raises(BadRequest, match=r"blk\.1\.ffn_up\.weight: 70000 is too large for F16; bf16 and f32"):
+        make(tmp_path / "store", files, "f16")
+    assert blobs(tmp_path / "store") == len(files)
+    assert make(tmp_path / "store", files, "bf16").statuses[-1] == "success"
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_name(tmp_path):
+    tensors = load_file(FIXTURES / "qwen3" / "hf" / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    files = changed(tmp_path, "qwen3", tensors)
+    with pytest.raises(BadRequest, match=r"cannot be converted: .*model\.layers\.1\.mlp\.up_proj\.weight is missing"):
+        make(tmp_path / "store", files, "f16")
+    assert blobs(tmp_path / "store") == len(files)
+
+
+def test_a_conversion_that_is_broken_off_leaves_nothing(tmp_path):
+    store, files = Store(tmp_path, converter()), files_of("llama-bpe", "pair")
+    digests = {name: asyncio.run(upload(store, path)) for name, path in files.items()}
+    steps = store.create(msgspec.convert({"model": "m", "files": digests, "quantize": "f16"}, CreateRequest))
+    assert any(step.status == "verifying conversion" for step in steps)  # which stops there
+    assert blobs(tmp_path) == len(files) + 1  # the new one, as yet without a name
+    steps.close()
+    assert blobs(tmp_path) == len(files)
+
+
+class Wide(Module):
+    """A model whose vectors are not what its files hold."""
+
+    config: Any
+    scale: Array = tensor("hidden", gguf="scale", hf="scale")
+
+    def ready(self) -> None:
+        self.scale = self.scale * self.config.factor
+
+
+class WideConfig(msgspec.Struct, frozen=True):
+    hidden: int
+    factor: float
+
+    @classmethod
+    def from_gguf(cls, keys: Keys) -> "WideConfig":
+        return cls(keys.integer("hidden"), keys.number("factor"))
+
+    @classmethod
+    def from_hf(cls, keys: Keys) -> "WideConfig":
+        return cls(keys.integer("hidden"), keys.number("factor"))
+
+    def to_gguf(self) -> dict[str, Any]:
+        return {"hidden": self.hidden, "factor": self.factor}
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_a_plugin_whose_file_would_compute_something_else_is_found_out(tmp_path, factor):
+    wide = Architecture(gguf=("wide",), hf=("Wide",), config=WideConfig, model=Wide, cache=lambda config: [])
+    config = {"architectures": ["Wide"], "hidden": 3, "factor": factor}
+    source = MemorySource("safetensors", config, {"scale": np.arange(3, dtype=np.float32)})
+    conversion = converting.Converter([wide], lambda source: {}).open(source, F32, {})
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"".join(conversion.pieces()))
+    if factor == 1.0:
+        conversion.check(open_weights(path))
+    else:
+        with pytest.raises(BadModel, match="does not read as what was to be written: scale holds other numbers"):
+            conversion.check(open_weights(path))
+
+
+@pytest.mark.parametrize("whole", ["{", "[]", '{"added_tokens": [{"id": "x"}]}', "\udcff", 5])
+def test_a_damaged_tokenizer_in_a_file_is_refused(whole):
+    metadata = {"general.architecture": "x", "tokenizer.huggingface.json": whole, "tokenizer.ggml.bos_token_id": 1}
+    with pytest.raises(BadModel, match=r"tokenizer\.huggingface\.json"):
+        open_tokenizer(MemorySource("gguf", metadata))
+
+
+def test_a_store_without_plugins_converts_nothing(tmp_path):
+    store = Store(tmp_path)
+    path = files_of("llama-bpe", "pair")["model-f32.gguf"]
+    files = {"m.gguf": asyncio.run(upload(store, path))}
+    with pytest.raises(Unsupported, match="no plugins are at hand"):
+        list(store.create(msgspec.convert({"model": "m", "files": files, "quantize": "f16"}, CreateRequest)))
+
+
+# ---- sizes, there and back -----------------------------------------------------------------------------------------
+
+few, sizes, numbers = st.integers(1, 80), st.integers(1, 1 << 20), st.floats(1.5, 1e7)
+scalings = st.one_of(
+    st.just(NoScaling()),
+    st.builds(Linear, st.floats(1.0, 64.0)),
+    st.builds(Yarn, st.just(4.0), sizes, st.just(0.1 * np.log(4.0) + 1.0), st.floats(2.0, 64.0), st.floats(0.1, 1.0)),
+)
+
+
+@st.composite
+def texts(draw, kind, **more):
+    """Draw sizes that a GGUF file can say."""
+    kv_heads, head_size, layers = draw(few), 2 * draw(st.integers(1, 128)), draw(few)
+    fields = {
+        "layers": layers, "hidden": draw(sizes), "inner": draw(sizes), "heads": kv_heads * draw(st.integers(1, 8)),
+        "kv_heads": kv_heads, "head_size": head_size, "vocabulary": draw(sizes), "context_length": draw(sizes),
+        "eps": draw(st.floats(0.0, 1.0)), "rope_base": draw(numbers), "scaling": draw(scalings),
+    }  # fmt: skip
+    return kind(**fields | {name: make(draw, fields) for name, make in more.items()})
+
+
+def whole(draw, fields):
+    return (None,) * fields["layers"]
+
+
+def sections(draw, fields):
+    pairs = fields["head_size"] // 2
+    first = draw(st.integers(0, pairs))
+    second = draw(st.integers(0, pairs - first))
+    return first, second, pairs - first - second
+
+
+def windows(draw, fields):
+    size = draw(sizes)
+    return tuple(size if draw(st.booleans()) else None for _ in range(fields["layers"]))
+
+
+def caps(draw, fields):
+    return draw(st.one_of(st.none(), st.floats(0.1, 20.0)))
+
+
+colours = st.tuples(*[st.floats(0.1, 1.0)] * 3)
+scans = st.builds(gemma3_vision.PanAndScan, min_ratio=st.floats(1.0, 9.0), min_side=sizes, most=st.integers(1, 64))
+
+
+@st.composite
+def eyes_of_gemma(draw):
+    heads, across, pooled, patch = (
+        draw(few),
+        draw(st.integers(1, 16)),
+        draw(st.integers(1, 4)),
+        draw(st.integers(1, 32)),
+    )
+    return gemma3_vision.VisionConfig(
+        layers=draw(few), hidden=heads * draw(few), inner=draw(sizes), heads=heads, patch_size=patch,
+        image_size=across * pooled * patch, eps=draw(st.floats(0.0, 1.0)), pooled=pooled, output=48, missing_one=0.0,
+        mean=draw(colours), deviation=draw(colours), scan=draw(st.one_of(st.none(), scans)),
+    )  # fmt: skip
+
+
+@st.composite
+def eyes_of_qwen(draw):
+    heads, layers, most = draw(few), draw(few), draw(st.integers(1, 1 << 24))
+    return qwen25vl_vision.VisionConfig(
+        layers=layers, hidden=heads * draw(few), inner=draw(st.one_of(st.none(), sizes)), heads=heads,
+        patch=draw(st.integers(1, 32)), merge=draw(st.integers(1, 4)), window=draw(st.integers(1, 16)),
+        whole=tuple(draw(st.lists(st.integers(0, layers - 1), min_size=1))), eps=draw(st.floats(0.0, 1.0)),
+        rope_base=draw(numbers), output=48, ticks=draw(st.floats(0.0, 1e4)),
+        limits=(draw(st.integers(1, most)), most), mean=draw(colours), std=draw(colours),
+    )  # fmt: skip
+
+
+CONFIGS = st.one_of(
+    texts(qwen2.Config, windows=whole),
+    texts(qwen3.Config, windows=whole),
+    texts(qwen25vl.Config, windows=whole, sections=sections),
+    texts(
+        llama.Config,
+        rope_size=lambda draw, fields: 2 * draw(st.integers(1, fields["head_size"] // 2)),
+        pairing=lambda draw, fields: "interleaved",
+    ),
+    texts(
+        gemma3.Config,
+        windows=windows,
+        local_rope_base=lambda draw, fields: draw(numbers),
+        query_scale=lambda draw, fields: draw(st.one_of(st.just(fields["head_size"] ** -0.5), st.floats(0.01, 1.0))),
+        score_cap=caps,
+        logit_cap=caps,
+        missing_one=lambda draw, fields: 0.0,
+    ),
+    eyes_of_gemma(),
+    eyes_of_qwen(),
+)
+
+
+@given(CONFIGS)
+def test_sizes_are_read_from_what_is_written_for_them(config):
+    written = {f"mine.{key}": value for key, value in config.to_gguf().items()}
+    keys = Keys({"mine.embedding_length": 48} | written, prefix="mine.")
+    assert type(config).from_gguf(keys) == config
+
+
+def test_the_scaling_of_llama_3_is_written_as_a_tensor(made):
+    config = loaded(FIXTURES / "llama-bpe" / "hf").config
+    assert isinstance(config.scaling, Llama3)
+    assert config.to_gguf()["rope.scaling.type"] == "none"
+    source = open_weights(made("llama-bpe", "checkpoint", "f32").file)
+    divisors = source.raw("rope_freqs.weight").view(np.float32)
+    assert divisors.min() == 1.0 < divisors.max() == config.scaling.factor
+
+
+# ---- formats -------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=20))
+def test_numbers_are_rounded_to_the_nearest_of_a_format(values):
+    given = np.array([values], np.float32)
+    for form, like in ((F32, np.float32), (F16, np.float16), (BF16, None)):
+        try:
+            found = widen(narrow(given, form), form)
+        except OverflowError:
+            assert np.abs(given[np.isfinite(given)]).max() > (65519 if form == F16 else 3.38e38)
+            continue
+        if like is None:  # no number of this format is nearer
+            bits = found.view(np.uint32)
+            assert (bits & 0xFFFF == 0).all()
+            fine = np.isfinite(given)
+            for step in (-0x10000, 0x10000):
+                near = (bits[fine].astype(np.int64) + step).clip(0, 0xFFFFFFFF).astype(np.uint32).view(np.float32)
+                apart = np.nan_to_num(np.abs(near.astype(float) - given[fine]), nan=np.inf)
+                assert (np.abs(found[fine].astype(float) - given[fine]) <= apart).all()
+        else:
+            np.testing.assert_array_equal(found, given.astype(like))
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(given))
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A tensor in memory."""
+
+    numbers: np.ndarray
+    name: str = "a.weight"
+
+    @property
+    def info(self):
+        return converting._described(self.name, by_name("F32"), self.numbers.shape)
+
+    def pieces(self):
+        yield self.numbers.view(np.uint8)
+
+
+def test_files_are_read_alike_by_the_library_of_the_format(tmp_path):
+    metadata = {
+        "general.architecture": "mine", "a.whole": 7, "a.negative": -7, "a.large": 1 << 40, "a.number": 0.5,
+        "a.flag": True, "a.text": "Füße 🦶", "a.texts": ["a", "", "ß"], "a.list": [1, -2], "a.numbers": [0.5, 1.0],
+        "a.flags": [True, False], "a.array": np.arange(3, dtype=np.uint16),
+    }  # fmt: skip
+    tensors = [Plain(np.arange(6, dtype=np.float32).reshape(2, 3)), Plain(np.ones(5, np.float32), "b")]
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"".join(gguf_bytes(metadata, tensors)))
+    theirs, ours = gguf.GGUFReader(path), read_gguf(path)
+    for key, value in metadata.items():
+        np.testing.assert_array_equal(theirs.fields[key].contents(), value, key)
+        np.testing.assert_array_equal(ours.metadata[key], value, key)
+    for wanted, read in zip(tensors, theirs.tensors, strict=True):
+        assert read.name == wanted.name
+        np.testing.assert_array_equal(read.data, wanted.numbers)
+        np.testing.assert_array_equal(ours.tensors[wanted.name].raw.view(np.float32).ravel(), wanted.numbers.ravel())
+
+
+@pytest.mark.parametrize("value", [None, {}, ["a", 1], [[1.0], [2.0]], np.zeros(2, complex), ["a", None]])
+def test_values_that_the_format_has_no_type_for_are_an_error_by_key(value):
+    with pytest.raises(TypeError, match=r"a\.b is"):
+        next(gguf_bytes({"a.b": value}, []))
