@@ -16,7 +16,7 @@ import pluggy
 
 from .memory.cache import ElementType
 from .model import check_table
-from .plugin import Architecture, Hooks
+from .plugin import Architecture, Encoder, Hooks
 from .scheduler.engine import EngineOptions
 from .scheduler.inline import InlineRunner, TextParts
 from .scheduler.local import LocalRunner
@@ -114,9 +114,22 @@ def _check(report: PluginReport, taken: Mapping[str, str]) -> None:
         check_table(architecture.model)
         if architecture.vision is not None:
             check_table(architecture.vision)
+            _check_encoder(architecture.vision)
     for name in report.names:
         if name in taken:
             raise ValueError(f"the architecture {name} is already provided by {taken[name]}")
+
+
+def _check_encoder(kind: type[Encoder]) -> None:
+    """Raise if an encoder does not say what prompts need to know of it."""
+    for name in ("marker", "placeholder"):
+        text = getattr(kind, name, None)
+        if not isinstance(text, str) or not text:
+            raise TypeError(f"{kind.__name__}.{name} is {text!r}, expected the text of a token")
+    if not kind.media or not kind.media <= {"image", "video"}:
+        raise TypeError(f"{kind.__name__}.media is {set(kind.media)}, expected some of image, video")
+    if kind.together < 1:
+        raise TypeError(f"{kind.__name__}.together is {kind.together}, expected 1 or more")
 
 
 class Kernel:

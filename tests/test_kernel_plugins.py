@@ -18,8 +18,8 @@ WORKING = """
     from puna.core.plugin import Architecture, Module, hookimpl
     from puna.plugins.llama import Config, Llama, cache_layout
 
-    def make(*names, model=Llama):
-        return Architecture(gguf=names, config=Config, model=model, cache=cache_layout)
+    def make(*names, model=Llama, **more):
+        return Architecture(gguf=names, config=Config, model=model, cache=cache_layout, **more)
 
     @hookimpl
     def architectures():
@@ -85,6 +85,11 @@ BROKEN = [
     (
         "class Bad(Module):\n    w: 'Nowhere'\n\n@hookimpl\ndef architectures(): return [make('one', model=Bad)]",
         "NameError: name 'Nowhere' is not defined",
+    ),
+    (
+        "from puna.core.plugin import Encoder\n\nclass Eye(Encoder):\n    placeholder = '<p>'\n\n"
+        "@hookimpl\ndef architectures(): return [make('one', vision=Eye)]",
+        "TypeError: Eye.marker is None, expected the text of a token",
     ),
 ]
 

@@ -204,11 +204,17 @@ class Broken(Eye):
         yield
         if any(image.pixels.shape[0] == 5 for image in images):
             raise RuntimeError("no light")
-        return [np.zeros((len(image.pixels) + (len(image.pixels) == 3), self.config.hidden)) for image in images]
+        sizes = [len(image.pixels) for image in images]
+        return [np.zeros((size + (size == 3), self.config.hidden + (size == 2))) for size in sizes]
 
 
 @pytest.mark.parametrize(
-    ("width", "error", "says"), [(40, RunnerDied, "error"), (24, BadModel, "4 rows for an image, expected 3")]
+    ("width", "error", "says"),
+    [
+        (40, RunnerDied, "error"),
+        (24, BadModel, r"rows \(4, 64\).*expected \(3, 64\)"),
+        (16, BadModel, r"rows \(2, 65\).*expected \(2, 64\)"),
+    ],
 )
 def test_an_encoder_that_fails_ends_only_the_replies_that_wait_for_it(width, error, says):
     with opened(seeing(Broken)) as runner:

@@ -2,16 +2,19 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.core.errors import BadRequest
 from puna.core.memory.blocks import BLOCK, Blocks, BlockTable, Capacity
-from puna.core.plugin import Causal, Window
+from puna.core.memory.images import Image
+from puna.core.plugin import Causal, Prepared, Rows, Window
 from puna.core.scheduler.messages import Generate
 from puna.core.scheduler.plan import Limits, Scheduler
 from puna.core.scheduler.sequence import Sequence
+from puna.core.scheduler.spans import Span, Spans
 
 WORD = 1000  # the token that every test reply consists of
 
@@ -490,3 +493,37 @@ def test_a_prompt_that_finds_no_room_is_looked_at_again_when_a_block_has_come_fr
     assert tries.count(waiting.table) == 1
     scheduler.remove(talking)
     assert counts(scheduler.plan()) == [(waiting, 3 * BLOCK)]
+
+
+def image_at(start, rows, encoded=True):
+    """Where rows of an image stand that must be read together."""
+    part = Rows(rows, both_ways=True)
+    made = Image(bytes([start % 256]), Prepared(np.zeros((0, 3), np.float32), (part,)))
+    made.rows = np.zeros((rows, 4), np.float32) if encoded else None
+    return Span(start, part, 0, made)
+
+
+def test_who_finds_no_room_is_looked_at_again_when_one_has_gone_who_held_no_block_yet():
+    blocks = Blocks([Causal()], Capacity(6 * BLOCK, 1, 8))
+
+    def of(tokens, first, spans=()):
+        request = Generate(prompt=list(range(first, first + tokens)), num_ctx=1000)
+        return Sequence(request, reply=None, table=blocks.table(), emit=lambda event: None, spans=Spans(spans, 1))
+
+    patient, waiting = of(4 * BLOCK, 0, [image_at(0, BLOCK, encoded=False)]), of(3 * BLOCK, 5000)
+    scheduler = made(patient, waiting, step_tokens=4 * BLOCK)
+    for _ in range(3):
+        assert scheduler.plan() == []
+    scheduler.remove(patient)
+    assert counts(scheduler.plan()) == [(waiting, 3 * BLOCK)]
+
+
+def test_only_one_prompt_a_step_may_take_more_than_is_left_of_it():
+    def of(first):
+        request = Generate(prompt=list(range(first, first + 60)), num_ctx=1000)
+        table = Blocks([], Capacity(1000, 1, 64)).table()
+        return Sequence(request, reply=None, table=table, emit=lambda event: None, spans=Spans([image_at(0, 50)], 1))
+
+    prompts = [of(start) for start in (0, 1000, 2000)]
+    scheduler = made(*prompts, step_tokens=8)
+    assert counts(scheduler.plan()) == [(prompts[0], 50)]

@@ -7,13 +7,14 @@ their first token, then those whose first guess came true their second one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadRequest
+from ..memory.images import Image
 from ..protocols import Tokenizer
 from ..tensor.sampling import BadLogits, DeadEnd, Mask, sample
 from .ends import Ends
@@ -30,8 +31,11 @@ Masks = dict[Sequence, Future[Mask | None]]  # of those that have a grammar
 class Chooser:
     """Gives sequences their tokens. Only the engine's thread uses it; masks are computed on one of its own."""
 
-    def __init__(self, tokenizer: Tokenizer, pace: Pace, ends: Ends, counts: EngineStats) -> None:
-        self._tokenizer, self._pace, self._ends, self._counts = tokenizer, pace, ends, counts
+    def __init__(
+        self, tokenizer: Tokenizer, pace: Pace, ends: Ends, counts: EngineStats, note: Callable[[Image, bytes], None]
+    ) -> None:
+        """note: told of images and of the names of blocks that follow from them."""
+        self._tokenizer, self._pace, self._ends, self._counts, self._note = tokenizer, pace, ends, counts, note
         self._thread = ThreadPoolExecutor(1, "puna-grammar")
 
     def begin(self, shares: Iterable[Share]) -> Masks:
@@ -62,7 +66,8 @@ class Chooser:
             taken = {sequence: token for sequence, token, _ in chosen}
             alive = [(s, start) for s, start in alive if self._came_true(s, place, taken.get(s.sequence))]
             for share, _ in alive:
-                share.sequence.table.advance(share.sequence.tokens, 1)
+                for image, block in share.sequence.advance(1):
+                    self._note(image, block)
             masks |= self.begin(share for share, _ in alive)
             place += 1
         for share in due:

@@ -15,8 +15,9 @@ from ..plugin import Array, Encoder, Rows
 class Encoding:
     """The images of one engine that are being encoded. Only its thread uses it."""
 
-    def __init__(self, encoder: Encoder, images: ImageCache) -> None:
-        self._encoder, self._images = encoder, images
+    def __init__(self, encoder: Encoder, images: ImageCache, width: int) -> None:
+        """width: of the rows, which go into the decoder."""
+        self._encoder, self._images, self._width = encoder, images, width
         self._batch: list[Image] = []
         self._work: Generator[None, None, Sequence[Array]] | None = None
 
@@ -53,6 +54,7 @@ class Encoding:
             raise BadModel(f"an encoder of {len(self._batch)} images returned {type(found).__name__}, expected as many")
         for image, rows in zip(self._batch, found, strict=True):
             expected = sum(part.count for part in image.prepared.parts if isinstance(part, Rows))
-            if len(rows) != expected:
-                raise BadModel(f"an encoder returned {len(rows)} rows for an image, expected {expected}")
+            if np.shape(rows) != (expected, self._width):
+                shape = (expected, self._width)
+                raise BadModel(f"an encoder returned rows {np.shape(rows)} for an image, expected {shape}")
             self._images.fill(image, np.ascontiguousarray(rows, np.float32))

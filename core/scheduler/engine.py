@@ -89,10 +89,10 @@ class Engine:
         self._steps = Steps(model, self._cache)
         self._draft = DraftModel(draft, options.cache_type, capacity, self._pace) if draft else None
         self.images = ImageCache(options.image_cache, self._cache.blocks.knows)
-        self._encoding = Encoding(model.vision, self.images) if model.vision else None
+        self._encoding = Encoding(model.vision, self.images, self._steps.width) if model.vision else None
         self._counts = EngineStats()
         self._ends = Ends(self._scheduler, self._counts)
-        self._chooser = Chooser(tokenizer, self._pace, self._ends, self._counts)
+        self._chooser = Chooser(tokenizer, self._pace, self._ends, self._counts, self.images.note)
         self._inbox: SimpleQueue[_Submit | _Cancel | None] = SimpleQueue()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="puna-engine", daemon=True)

@@ -95,8 +95,9 @@ class InlineRunner:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of weights and of key/value cache in use now."""
-        return self._facts.weight_bytes + self._engine.stats.resident_bytes
+        """Bytes of weights, of key/value cache, and of images and what became of them, in use now."""
+        stats = self._engine.stats
+        return self._facts.weight_bytes + stats.resident_bytes + stats.images.nbytes
 
     @property
     def stats(self) -> EngineStats:

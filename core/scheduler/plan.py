@@ -72,6 +72,7 @@ class Scheduler:
         """Forget a sequence that ended or was cancelled; its place and its blocks go to others in the next step."""
         (self._running if sequence in self._running else self._waiting).remove(sequence)
         sequence.put_down()
+        self._refused = None  # what was promised to it is free, though it may not have held a block yet
 
     def plan(self, room: int | None = None) -> list[Share]:
         """Return the next step's shares, each computed in full before the next plan.
@@ -111,9 +112,10 @@ class Scheduler:
 
     def _plan_reading(self, room: int, shares: dict[Sequence, Share]) -> None:
         for sequence, wanted in self._chunks([s for s in self._running if s not in shares and s.readable], room):
-            if sequence not in self._running:
+            if sequence not in self._running or room <= 0:
                 continue
-            count, start = self._make_room(sequence, wanted, shares), sequence.table.length
+            count, start = self._make_room(sequence, min(wanted, room), shares), sequence.table.length
+            room -= count  # which may be more than was wanted, once in a step: what must be read together
             if count > 0:
                 tokens = sequence.tokens[start : start + count]
                 shares[sequence] = Share(sequence, tokens, last=count == sequence.unread)
@@ -139,6 +141,7 @@ class Scheduler:
         self._running.remove(sequence)
         sequence.put_down()
         sequence.preempted += 1
+        self._refused = None
         self._waiting.insert(0, sequence)
         self.preemptions += 1
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import BadModel
 from ..memory.cache import Cache, Rows, StepView
 from ..model import LoadedModel
 from ..plugin import LayerCache
@@ -70,6 +71,11 @@ class Steps:
         self._memory = Memory()
         self._records = True
 
+    @property
+    def width(self) -> int:
+        """Numbers of an embedding."""
+        return int(self._model.embed(np.zeros(1, np.int32)).shape[1])
+
     def logits(
         self, tokens: Sequence[int], rows: Sequence[Rows], wanted: Sequence[int], inserts: Sequence[Insert] = ()
     ) -> Floats:
@@ -121,7 +127,7 @@ class Steps:
         try:
             with recording(tape):
                 logits = model.logits(model.forward(model.embed(Recorded(ids)), step)).data
-        except (TypeError, AttributeError, ValueError) as error:
+        except (TypeError, AttributeError, ValueError, BadModel) as error:
             log.info("steps of this model are not recorded, which makes them slower: %s", error)
             self._records = False
             return None

@@ -65,8 +65,14 @@ class Recorded:
 
 
 def plain(value: Any) -> Any:
-    """Return the array of what is recorded, and anything else as it is."""
+    """Return the array of what is recorded, also within tuples and lists, and anything else as it is."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(plain, value))
     return value.data if isinstance(value, Recorded) else value
+
+
+def _plain_ones(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: plain(value) for name, value in kwargs.items()}
 
 
 def _wrapped(value: Any) -> Any:
@@ -87,7 +93,7 @@ def _by_calls(operation: ops.Operation[Any, Any]) -> Callable[..., Any]:
     implementation = operation.implementation(np.ndarray)
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
-        return _wrapped(implementation(*map(plain, args), **kwargs))
+        return _wrapped(implementation(*map(plain, args), **_plain_ones(kwargs)))
 
     return recorded
 
@@ -97,7 +103,7 @@ def _as_a_whole(operation: ops.Operation[Any, Any]) -> Callable[..., Any]:
     implementation = operation.implementation(np.ndarray)
 
     def recorded(*args: Any, **kwargs: Any) -> Recorded:
-        arrays = [plain(arg) for arg in args]
+        arrays, kwargs = [plain(arg) for arg in args], _plain_ones(kwargs)
         with recording(None):
             found = implementation(*arrays, **kwargs)
         out = room(found.shape, found.dtype)
