@@ -32,6 +32,7 @@ from puna.core.scheduler.engine import EngineOptions
 from puna.core.scheduler.inline import InlineRunner
 from puna.core.scheduler.messages import Generate, Media, Placed
 from puna.core.scheduler.plan import Limits
+from puna.core.tensor import cpu
 from puna.core.tensor.cpu import CpuLoader
 from puna.core.tensor.source import WeightSource
 from puna.core.tensor.weights import open_weights
@@ -292,6 +293,19 @@ def test_images_of_different_sizes_are_encoded_together_and_do_not_see_each_othe
         np.testing.assert_allclose(rows, WANTED[IMAGES[name]["projected"]], rtol=0, atol=ATOL)
         assert rows.base is None  # the cache keeps each for itself
     assert yields == 3 + 2
+
+
+def test_the_rows_of_an_image_are_bit_for_bit_the_same_in_any_company(
+    monkeypatch: pytest.MonkeyPatch, loaded: Any
+) -> None:
+    """With products row by row: sums of the matrix library depend on how many rows it is given."""
+    monkeypatch.setattr(cpu, "FEW", 1 << 30)
+    model, prepared = loaded("checkpoint"), [stored(name) for name in IMAGES]
+    alone = [encoded(model, image)[0] for image in prepared]
+    for order in itertools.permutations(range(len(prepared))):
+        together = encoded(model, *(prepared[i] for i in order))
+        for i, rows in zip(order, together, strict=True):
+            np.testing.assert_array_equal(rows, alone[i])
 
 
 @pytest.mark.parametrize("most", [1, 40, 64, 100, 150])
