@@ -82,13 +82,15 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
         keys.integer(f"{at}attention.key_length", hidden // heads, low=hidden // heads, high=hidden // heads)
         if alone:
             _check_projector(keys, output)
+        # A file for the encoder alone that does not say so has another projector: that of Pixtral 12B.
+        merge, usual = ("clip.vision.spatial_merge_size", None) if alone else ("spatial_merge_size", 2)
         return cls(
             layers=keys.integer(f"{at}block_count"),
             hidden=hidden,
             inner=keys.integer(f"{at}feed_forward_length"),
             heads=heads,
             patch=keys.integer(f"{at}patch_size", high=LARGEST_PATCH),
-            merge=keys.integer("clip.vision.spatial_merge_size" if alone else "spatial_merge_size", high=MOST_MERGED),
+            merge=keys.integer(merge, usual, high=MOST_MERGED),
             longest=keys.integer(f"{at}longest_edge", keys.integer(f"{at}image_size", LONGEST, high=LIMIT), high=LIMIT),
             rope_base=keys.number(f"{at}rope.freq_base", 10000.0, low=1.0001),
             pairing="interleaved" if alone else "split",
@@ -179,8 +181,8 @@ class VisionBlock(Module):
         for x, turn in zip(xs, turns, strict=True):
             if qs:
                 yield
-            for heads, part in zip((qs, ks, vs), self.heads(x, turn), strict=True):
-                heads.append(part)
+            for held, part in zip((qs, ks, vs), self.heads(x, turn), strict=True):
+                held.append(part)
         k, v = concat(*ks), concat(*vs)
         del ks, vs  # of a large image they are as much memory as anything
         out = list[Array]()

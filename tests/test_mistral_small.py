@@ -516,6 +516,13 @@ def test_the_longest_edge_is_the_processor_s_or_else_the_encoder_s() -> None:
     assert eye_of_file().longest == 128
 
 
+def test_single_files_need_not_say_what_all_published_models_have(files: Any) -> None:
+    metadata = dict(open_weights(files["single"]).metadata)
+    least = {k: v for k, v in metadata.items() if not k.endswith(("spatial_merge_size", "image_size", "freq_base"))}
+    found = read_vision_config(VisionConfig, MemorySource("gguf", least))
+    assert (found.merge, found.longest, found.rope_base) == (2, 1540, 10000.0)
+
+
 def test_checkpoints_may_nest_the_base_of_frequencies() -> None:
     assert eye_of({"rope_theta": None, "rope_parameters": {"rope_theta": 5e4}}).rope_base == 5e4
     assert text_of(rope_theta=None, rope_parameters={"rope_theta": 5e8, "rope_type": "default"}).rope_base == 5e8
