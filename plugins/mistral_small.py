@@ -6,6 +6,8 @@ Mistral 7B had as a window is left out by the published models.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from ..core.plugin import (
@@ -39,6 +41,7 @@ from ..core.tensor import (
     rotations,
     scaling_from_gguf,
     scaling_from_hf,
+    scaling_to_gguf,
 )
 from .mistral_small_vision import Vision, VisionConfig
 
@@ -97,6 +100,24 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             window=None,
         )
 
+    def to_gguf(self) -> dict[str, Any]:
+        """Return `mistral3.*`, which do not say that layers have a window."""
+        return {
+            "block_count": self.layers,
+            "context_length": self.context_length,
+            "embedding_length": self.hidden,
+            "feed_forward_length": self.inner,
+            "vocab_size": self.vocabulary,
+            "attention.head_count": self.heads,
+            "attention.head_count_kv": self.kv_heads,
+            "attention.key_length": self.head_size,
+            "attention.value_length": self.head_size,
+            "attention.layer_norm_rms_epsilon": self.eps,
+            "rope.dimension_count": self.head_size,
+            "rope.freq_base": self.rope_base,
+            **scaling_to_gguf(self.scaling),
+        }
+
     @classmethod
     def from_hf(cls, keys: Keys) -> Config:
         """Read the section `text_config` of config.json."""
@@ -126,8 +147,8 @@ class Block(Module):
 
     config: Config
     attention_norm: Array = tensor("hidden", gguf="attn_norm.weight", hf="input_layernorm.weight")
-    q: Matrix = tensor("queries", "hidden", gguf="attn_q.weight", hf="self_attn.q_proj.weight")
-    k: Matrix = tensor("keys", "hidden", gguf="attn_k.weight", hf="self_attn.k_proj.weight")
+    q: Matrix = tensor("queries", "hidden", gguf="attn_q.weight", hf="self_attn.q_proj.weight", paired="heads")
+    k: Matrix = tensor("keys", "hidden", gguf="attn_k.weight", hf="self_attn.k_proj.weight", paired="kv_heads")
     v: Matrix = tensor("keys", "hidden", gguf="attn_v.weight", hf="self_attn.v_proj.weight")
     out: Matrix = tensor("hidden", "queries", gguf="attn_output.weight", hf="self_attn.o_proj.weight")
     mlp_norm: Array = tensor("hidden", gguf="ffn_norm.weight", hf="post_attention_layernorm.weight")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -101,6 +102,30 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             std=_colours(keys, f"{at}image_std", STD),
         )
 
+    def to_gguf(self) -> dict[str, Any]:
+        """Return `vision.*` and the projector's keys. Some only Puna reads: what a checkpoint says of its processor.
+
+        In such a file pairs are no neighbours. The last key, which nobody reads back, has Puna refuse to write them so.
+        """
+        return {
+            "vision.block_count": self.layers,
+            "vision.embedding_length": self.hidden,
+            "vision.feed_forward_length": self.inner,
+            "vision.attention.head_count": self.heads,
+            "vision.attention.key_length": self.head_size,
+            "vision.attention.layer_norm_epsilon": self.eps,
+            "vision.num_channels": 3,
+            "vision.image_size": self.longest,
+            "vision.longest_edge": self.longest,
+            "vision.patch_size": self.patch,
+            "vision.rope.freq_base": self.rope_base,
+            "vision.image_mean": list(self.mean),
+            "vision.image_std": list(self.std),
+            "spatial_merge_size": self.merge,
+            "mm.projector_hidden_act": "gelu",
+            **({} if self.pairing == "split" else {"vision.rope.pairing": self.pairing}),
+        }
+
     @classmethod
     def from_hf(cls, keys: Keys) -> VisionConfig | None:
         """Read config.json and preprocessor_config.json; what they leave out is as in the reference's classes."""
@@ -158,14 +183,14 @@ class VisionBlock(Module):
     """One layer: attention and a gated MLP, each behind a norm and beside a residual."""
 
     config: VisionConfig
-    attention_norm: Array = tensor("hidden", gguf=("ln1.weight", "attn_norm.weight"), hf="attention_norm.weight")
+    attention_norm: Array = tensor("hidden", gguf=("attn_norm.weight", "ln1.weight"), hf="attention_norm.weight")
     q: Matrix = tensor("hidden", "hidden", gguf="attn_q.weight", hf="attention.q_proj.weight")
     k: Matrix = tensor("hidden", "hidden", gguf="attn_k.weight", hf="attention.k_proj.weight")
     v: Matrix = tensor("hidden", "hidden", gguf="attn_v.weight", hf="attention.v_proj.weight")
     out: Matrix = tensor(
-        "hidden", "hidden", gguf=("attn_out.weight", "attn_output.weight"), hf="attention.o_proj.weight"
+        "hidden", "hidden", gguf=("attn_output.weight", "attn_out.weight"), hf="attention.o_proj.weight"
     )
-    mlp_norm: Array = tensor("hidden", gguf=("ln2.weight", "ffn_norm.weight"), hf="ffn_norm.weight")
+    mlp_norm: Array = tensor("hidden", gguf=("ffn_norm.weight", "ln2.weight"), hf="ffn_norm.weight")
     gate: Matrix = tensor("inner", "hidden", gguf="ffn_gate.weight", hf="feed_forward.gate_proj.weight")
     up: Matrix = tensor("inner", "hidden", gguf="ffn_up.weight", hf="feed_forward.up_proj.weight")
     down: Matrix = tensor("hidden", "inner", gguf="ffn_down.weight", hf="feed_forward.down_proj.weight")
@@ -215,32 +240,32 @@ class Vision(Encoder):
     config: VisionConfig
     patches: Array = tensor(
         "hidden", 3, "patch", "patch",
-        gguf=("v.patch_embd.weight", "v.patch_conv.weight"),
+        gguf=("v.patch_conv.weight", "v.patch_embd.weight"),
         hf="vision_tower.patch_conv.weight",
     )  # fmt: skip
-    norm: Array = tensor("hidden", gguf=("v.pre_ln.weight", "v.encoder_norm.weight"), hf="vision_tower.ln_pre.weight")
+    norm: Array = tensor("hidden", gguf=("v.encoder_norm.weight", "v.pre_ln.weight"), hf="vision_tower.ln_pre.weight")
     blocks: list[VisionBlock] = layers(
         VisionBlock, count="layers", gguf="v.blk.{}.", hf="vision_tower.transformer.layers.{}."
     )
     row_norm: Array = tensor(
-        "hidden", gguf=("mm.input_norm.weight", "mm.norm.weight"), hf="multi_modal_projector.norm.weight"
+        "hidden", gguf=("mm.norm.weight", "mm.input_norm.weight"), hf="multi_modal_projector.norm.weight"
     )
     merger: Matrix = tensor(
         "hidden", "square",
-        gguf=("mm.patch_merger.weight", "mm.patch_merger.merging_layer.weight"),
+        gguf=("mm.patch_merger.merging_layer.weight", "mm.patch_merger.weight"),
         hf="multi_modal_projector.patch_merger.merging_layer.weight",
     )  # fmt: skip
     up: Matrix = tensor(
-        "output", "hidden", gguf=("mm.1.weight", "mm.linear_1.weight"), hf="multi_modal_projector.linear_1.weight"
+        "output", "hidden", gguf=("mm.linear_1.weight", "mm.1.weight"), hf="multi_modal_projector.linear_1.weight"
     )
     up_bias: Array | None = tensor(
-        "output", gguf=("mm.1.bias", "mm.linear_1.bias"), hf="multi_modal_projector.linear_1.bias", optional=True
+        "output", gguf=("mm.linear_1.bias", "mm.1.bias"), hf="multi_modal_projector.linear_1.bias", optional=True
     )
     down: Matrix = tensor(
-        "output", "output", gguf=("mm.2.weight", "mm.linear_2.weight"), hf="multi_modal_projector.linear_2.weight"
+        "output", "output", gguf=("mm.linear_2.weight", "mm.2.weight"), hf="multi_modal_projector.linear_2.weight"
     )
     down_bias: Array | None = tensor(
-        "output", gguf=("mm.2.bias", "mm.linear_2.bias"), hf="multi_modal_projector.linear_2.bias", optional=True
+        "output", gguf=("mm.linear_2.bias", "mm.2.bias"), hf="multi_modal_projector.linear_2.bias", optional=True
     )
     # Files for the encoder alone repeat what [IMG_BREAK] has in the decoder's table, where prompts find it.
     row_end: Array | None = tensor("output", gguf="v.token_embd.img_break", optional=True)
