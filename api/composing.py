@@ -20,13 +20,18 @@ class Composed:
 
 
 class Composer:
-    """Composes the prompts of one request. Each of its images is looked at once, however often it is composed."""
+    """Composes the prompts of one request.
+
+    Each of its images is looked at once, and each text tokenized once, however often it is composed and however often
+    the same stands between rows of images: a large picture may have a token behind each of its rows.
+    """
 
     def __init__(self, runner: Runner, model: str) -> None:
         """model: its name, for errors."""
         self.runner = runner
         self._model = model
         self._sights: dict[int, Sight] = {}  # by the identity of media, which outlive this object
+        self._ids: dict[tuple[str, bool], list[int]] = {}  # by text, and whether it begins the prompt
 
     async def compose(self, parts: Sequence[Part]) -> Composed:
         """Return the prompt of texts and images.
@@ -56,7 +61,11 @@ class Composer:
         return Composed(tokens + await self._tokens(text, first=not tokens), media)
 
     async def _tokens(self, text: str, *, first: bool) -> list[int]:
-        return await self.runner.tokenize(text, special=True, start=first) if text or first else []
+        if not text and not first:
+            return []
+        if (text, first) not in self._ids:
+            self._ids[text, first] = await self.runner.tokenize(text, special=True, start=first)
+        return self._ids[text, first]
 
     async def _look(self, media: Media) -> Sight:
         sight = self._sights.get(id(media))

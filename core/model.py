@@ -23,6 +23,7 @@ from .plugin import (
     Module,
     Size,
     TensorField,
+    names_asked_for,
 )
 from .tensor.checks import ANY, AnySize
 from .tensor.source import PartOfTensor, TensorInfo, WeightSource
@@ -55,12 +56,13 @@ class LoadedModel:
 
 
 def find_architecture(architectures: Sequence[Architecture], source: WeightSource) -> Architecture:
-    """Return the first architecture that answers to source. Raises BadModel naming what was asked for."""
-    for architecture in architectures:
-        if architecture.answers_to(source.kind, source.metadata):
-            return architecture
+    """Return the architecture that answers to source, by the most telling name. Raises BadModel naming it."""
+    for name in names_asked_for(source.kind, source.metadata):
+        for architecture in architectures:
+            if name in architecture.names(source.kind):
+                return architecture
     key = "general.architecture" if source.kind == "gguf" else "architectures"
-    known = ", ".join(sorted({name for a in architectures for name in (a.gguf if source.kind == "gguf" else a.hf)}))
+    known = ", ".join(sorted({name for a in architectures for name in a.names(source.kind)}))
     raise BadModel(f"no plugin provides {key} = {source.metadata.get(key)!r}; installed: {known or 'none'}")
 
 

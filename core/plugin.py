@@ -279,7 +279,9 @@ C = TypeVar("C")
 class Architecture:
     """One architecture: the names it answers to, and its parts."""
 
-    gguf: tuple[str, ...] = ()  # values of `general.architecture`
+    # Values of `general.architecture`. Where several models share one: "name+projector", for a file that has one with
+    # this `clip.projector_type` beside it; that counts for more than the name alone.
+    gguf: tuple[str, ...] = ()
     hf: tuple[str, ...] = ()  # entries of config.json's `architectures`
     config: type[Any]  # a Config
     model: type[Module]  # also a Model
@@ -311,9 +313,21 @@ class Architecture:
         return (self.gguf or self.hf)[0]
 
     def answers_to(self, kind: Literal["gguf", "safetensors"], metadata: Mapping[str, Any]) -> bool:
-        """Whether a file with this metadata asks for this architecture."""
-        if kind == "gguf":
-            name = metadata.get("general.architecture")
-            return isinstance(name, str) and name in self.gguf
-        names = metadata.get("architectures")
-        return isinstance(names, list) and any(name in self.hf for name in names)
+        """Whether a file with this metadata asks for this architecture, by whatever name."""
+        return any(name in self.names(kind) for name in names_asked_for(kind, metadata))
+
+    def names(self, kind: Literal["gguf", "safetensors"]) -> tuple[str, ...]:
+        """The names it answers to in files of this kind."""
+        return self.gguf if kind == "gguf" else self.hf
+
+
+def names_asked_for(kind: Literal["gguf", "safetensors"], metadata: Mapping[str, Any]) -> list[str]:
+    """Return the names by which a file asks for its architecture, the most telling first."""
+    if kind == "safetensors":
+        listed = metadata.get("architectures")
+        return [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    name = metadata.get("general.architecture")
+    if not isinstance(name, str):
+        return []
+    projectors = [metadata.get(key) for key in ("clip.projector_type", "clip.vision.projector_type")]
+    return [*(f"{name}+{projector}" for projector in projectors if isinstance(projector, str)), name]

@@ -128,12 +128,9 @@ def chat_template(source: WeightSource) -> str | None:
         return _template_text(source.metadata.get("tokenizer.chat_template"))
     if (text := source.side_file("chat_template.jinja")) is not None:
         return _utf8(text)
-    side = source.side_file("tokenizer_config.json")
-    try:
-        config = msgspec.json.decode(side or b"{}", type=dict[str, Any])
-    except MALFORMED as error:
-        raise BadModel(f"tokenizer_config.json: {error}") from None
-    return _template_text(config.get("chat_template"))
+    # Older checkpoints of models that see may have it with the processor of images, and there alone.
+    found = (_template_beside(source, name) for name in ("tokenizer_config.json", "chat_template.json"))
+    return next((text for text in found if text is not None), None)
 
 
 def parameter_count(tensors: Iterable[TensorInfo]) -> int:
@@ -182,6 +179,15 @@ def _part(config: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
 
 def _whole(value: Any) -> int | None:
     return int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
+
+
+def _template_beside(source: WeightSource, name: str) -> str | None:
+    """Return the template in a JSON file of a checkpoint; None if there is no such file, or none in it."""
+    try:
+        config = msgspec.json.decode(source.side_file(name) or b"{}", type=dict[str, Any])
+    except MALFORMED as error:
+        raise BadModel(f"{name}: {error}") from None
+    return _template_text(config.get("chat_template"))
 
 
 def _template_text(value: Any) -> str | None:

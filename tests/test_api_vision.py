@@ -12,7 +12,7 @@ from .serving import running_server, upload
 
 pytestmark = pytest.mark.asyncio
 
-FAMILIES = ["gemma3-vl", "qwen2.5-vl"]
+FAMILIES = ["gemma3-vl", "qwen2.5-vl", "mistral3"]
 FILES = {
     "checkpoint": lambda folder: {file.name: file for file in sorted((folder / "hf").iterdir())},
     "pair": lambda folder: {file.name: file for file in sorted((folder / "gguf").glob("*.gguf"))},

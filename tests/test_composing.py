@@ -53,12 +53,14 @@ class Reading:
     placeholder: int
     tokenizer: TextTokenizer
     looked: int = 0
+    tokenized: list[str] = field(default_factory=list)
 
     @property
     def facts(self) -> RunnerFacts:
         return RunnerFacts("fake", 4096, self.tokenizer.size, 1, frozenset({"image"}), MARKERS[self.name])
 
     async def tokenize(self, text: str, *, special: bool = True, start: bool = True) -> list[int]:
+        self.tokenized.append(text)
         return self.tokenizer.encode(text, special=special, start=start)
 
     async def look(self, media: Media) -> Sight:
@@ -177,6 +179,33 @@ def test_an_image_may_have_several_stretches_of_rows():
     (first, _), (second, _), (third, _) = placed.at
     assert [count for _, count in placed.at] == [2, 3, 4]
     assert (second, third) == (first + 2, second + 4)
+
+
+def test_what_stands_between_the_rows_of_images_is_tokenized_once():
+    class Lined(Reading):
+        async def look(self, media: Media) -> Sight:
+            return Sight([2, "<end_of_turn>", 2, "<end_of_turn>", 2, "<end_of_turn>", 2], self.placeholder)
+
+    runner, _, _ = opened("gemma3-vl")
+    lined = Lined(runner.name, runner.placeholder, runner.tokenizer)
+    composer, parts = Composer(lined, "demo"), ["a", Media([b"0"]), "<end_of_turn>", Media([b"1"])]
+    first = asyncio.run(composer.compose(parts))
+    assert lined.tokenized == ["a", "<end_of_turn>"]
+    start, (end,) = (runner.tokenizer.encode(text, special=True, start=text == "a") for text in ("a", "<end_of_turn>"))
+    rows = [runner.placeholder] * 2
+    assert first.tokens == [*start, *([*rows, end] * 7 + rows)]
+    assert asyncio.run(composer.compose(parts)).tokens == first.tokens
+    assert lined.tokenized == ["a", "<end_of_turn>"]
+
+
+def test_a_text_that_begins_the_prompt_is_not_the_same_behind_something():
+    runner, _, _ = opened("gemma3-vl")
+    image = Media([b"2"])
+    composer = Composer(runner, "demo")
+    behind = asyncio.run(composer.compose(["a", image, "a"])).tokens
+    assert asyncio.run(composer.compose(["a"])).tokens == behind[:2]
+    bos = runner.tokenizer.encode("", special=True, start=True)
+    assert behind.count(bos[0]) == 1
 
 
 def test_media_of_a_kind_that_a_model_does_not_read_name_the_model():

@@ -246,6 +246,11 @@ def test_a_stored_checkpoint_opens_with_its_side_files(store):
         ({"tokenizer_config.json": '{"chat_template": "inside"}', "chat_template.jinja": "beside ü"}, "beside ü"),
         ({"tokenizer_config.json": '{"chat_template": [{"name": "x", "template": "X"}]}'}, None),
         (
+            {"tokenizer_config.json": "{}", "chat_template.json": '{"chat_template": "of the processor"}'},
+            "of the processor",
+        ),
+        ({"tokenizer_config.json": '{"chat_template": "a"}', "chat_template.json": '{"chat_template": "b"}'}, "a"),
+        (
             {
                 "tokenizer_config.json": '{"chat_template": [{"name": "tool_use", "template": "T"},'
                 ' {"name": "default", "template": "D"}]}'
@@ -262,10 +267,11 @@ def test_a_checkpoints_own_chat_template_is_found(store, side_files, template):
     source.close()
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.json"])
 @pytest.mark.parametrize("text", [b'{"chat_template": 7}', b"{", b"[]", b"\xff"])
-def test_a_chat_template_that_is_no_text_is_refused(store, text):
+def test_a_chat_template_that_is_no_text_is_refused(store, text, name):
     given = files(store, CHECKPOINT / "config.json", CHECKPOINT / "model.safetensors")
-    create(store, files=given | {"tokenizer_config.json": upload(store, text)})
+    create(store, files=given | {name: upload(store, text)})
     source = store.open("mine").open_weights()
     with pytest.raises(BadModel):
         chat_template(source)

@@ -17,6 +17,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 SEEING = {
     "gemma3-vl": "<start_of_image>",
     "qwen2.5-vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "mistral3": "[IMG]",
 }  # fixture -> what its template writes for an image
 A, B, C, D, E = (Media([name.encode()]) for name in "ABCDE")
 LOOP = "{{ range .Messages }}{{ .Content }};{{ end }}"

@@ -28,7 +28,7 @@ from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import CpuLoader, CpuMatrix
 from puna.core.tensor.source import TensorInfo
 from puna.core.tensor.weights import open_weights
-from puna.plugins import llama, mistral, qwen2, qwen3, qwen25vl
+from puna.plugins import llama, mistral, mistral_small, qwen2, qwen3, qwen25vl
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -337,6 +337,20 @@ def test_the_first_architecture_that_answers_is_chosen():
     assert TOY.answers_to("safetensors", {"architectures": ["Strange", "ToyForCausalLM"]})
 
 
+@pytest.mark.parametrize("key", ["clip.projector_type", "clip.vision.projector_type"])
+def test_a_pair_of_files_is_for_who_answers_to_both_and_else_for_who_answers_to_the_text(key):
+    seeing, metadata = architecture(gguf=("seeing", "toy+eye")), {"general.architecture": "toy"}
+    pair, other_pair = metadata | {key: "eye"}, metadata | {key: "ear"}
+    for both in ([TOY, seeing], [seeing, TOY]):
+        chosen = [find_architecture(both, MemorySource("gguf", found)) for found in (metadata, pair, other_pair)]
+        assert chosen == [TOY, seeing, TOY]
+    assert find_architecture([TOY], MemorySource("gguf", pair)) is TOY
+    assert seeing.answers_to("gguf", pair)
+    assert not seeing.answers_to("gguf", other_pair)
+    with pytest.raises(BadModel, match=r"general.architecture = 'toy'; installed: seeing, toy\+eye"):
+        find_architecture([seeing], MemorySource("gguf", metadata | {key: 5}))
+
+
 @pytest.mark.parametrize(
     ("kind", "metadata", "asked"),
     [
@@ -388,7 +402,7 @@ def test_a_config_needs_a_constructor_for_each_kind_of_file_answered_to():
 
 # ---- the plugins that come with Puna -------------------------------------------------------------------------------
 
-OURS = [llama, mistral, qwen2, qwen3, qwen25vl]
+OURS = [llama, mistral, mistral_small, qwen2, qwen3, qwen25vl]
 
 
 @pytest.mark.parametrize("plugin", OURS, ids=lambda plugin: plugin.__name__)

@@ -14,6 +14,7 @@ from puna.core.tensor.rope import (
     Llama3,
     NoScaling,
     Yarn,
+    grid_rope_table,
     rope_base_from_hf,
     rope_table,
     scaling_from_gguf,
@@ -80,6 +81,26 @@ def test_unscaled_frequencies_are_a_geometric_series(half, base):
     found = table(2 * half, base)
     assert_frequencies(found, plain(2 * half, base))
     assert found.magnitude == 1.0
+
+
+def test_patches_turn_by_their_row_and_then_by_their_column():
+    table = grid_rope_table(16, base=100.0)
+    assert table.streams.tolist() == [0] * 4 + [1] * 4
+    one = 100.0 ** (-np.arange(4) / 4)
+    np.testing.assert_allclose(table.frequencies, np.concatenate([one, one]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("pairing", ["split", "interleaved"])
+def test_rows_and_columns_may_take_turns_at_the_frequencies_of_text(pairing):
+    table = grid_rope_table(16, base=100.0, pairing=pairing, by_turns=True)
+    assert (table.streams.tolist(), table.pairing) == ([0] * 4 + [1] * 4, pairing)
+    text = rope_table(16, base=100.0, pairing=pairing).frequencies
+    np.testing.assert_array_equal(table.frequencies, np.concatenate([text[::2], text[1::2]]))
+
+
+def test_heads_that_two_axes_cannot_share_are_refused():
+    with pytest.raises(BadModel, match="of 2 axes need heads of a multiple of 4, and 18 is none"):
+        grid_rope_table(18, base=100.0)
 
 
 def test_an_odd_size_is_refused():

@@ -30,7 +30,7 @@ FILES = [
     "llama-spm/hf", "llama-spm/gguf/model-f16.gguf", "mistral-v3/hf", "mistral-v3/gguf/model-f32.gguf",
     "qwen2/hf", "qwen2/gguf/model-f32.gguf", "qwen3/hf", "qwen3/gguf/model-f32.gguf",
     "gemma3-text/hf", "gemma3-text/gguf/model-f32.gguf", "gemma3-vl/hf", "gemma3-vl/gguf/model-f32.gguf",
-    "qwen2.5-vl/hf", "qwen2.5-vl/gguf/model-f32.gguf",
+    "qwen2.5-vl/hf", "qwen2.5-vl/gguf/model-f32.gguf", "mistral3/hf", "mistral3/gguf/model-f32.gguf",
 ]  # fmt: skip
 files = pytest.mark.parametrize("file", FILES)
 
@@ -265,7 +265,7 @@ def test_text_survives_encoding_and_decoding(file, text):
         text = unicodedata.normalize("NFC", text)
     if file.startswith("mistral-v3"):
         text = text.lstrip(" ")  # the first space is taken for the one that the tokenizer puts there
-    if file.startswith(("llama-spm", "mistral")):
+    if file.startswith(("llama-spm", "mistral-", "gemma3")):
         text = text.replace("▁", " ")  # SentencePiece writes spaces so
     tokenizer = opened(file)
     assert tokenizer.decode(ids(tokenizer, text, special=False)) == text
@@ -350,6 +350,7 @@ STOPS = {
     "mistral-swa": [2], "mistral-v3": [2], "qwen2": [400, 402], "qwen3": [400, 402], "gemma3-text": [1, 9],
     "gemma3-vl": [1, 9],
     "qwen2.5-vl": [406, 408],
+    "mistral3": [2],
 }  # fmt: skip
 
 

@@ -140,16 +140,20 @@ def rope_table(
     return RopeTable(theta.astype(np.float32), pairing, scaling.magnitude, streams)
 
 
-def grid_rope_table(size: int, *, base: float, axes: int = 2) -> RopeTable:
+def grid_rope_table(
+    size: int, *, base: float, axes: int = 2, pairing: Pairing = "split", by_turns: bool = False
+) -> RopeTable:
     """Return the table for heads of patches of a picture, whose pairs turn by the row, then by the column.
 
-    Each axis has size / 2 / axes frequencies of its own, from 1 downwards. Raises BadModel if size does not divide.
+    Each axis has size / 2 / axes frequencies of its own, from 1 downwards; by_turns: of those that a text's heads have,
+    each axis has every second. Raises BadModel if size does not divide.
     """
     each, rest = divmod(size, 2 * axes)
     if rest:
         raise BadModel(f"rotary embeddings of {axes} axes need heads of a multiple of {2 * axes}, and {size} is none")
-    theta = base ** (-np.arange(each, dtype=np.float64) / each)
-    return RopeTable(np.tile(theta, axes).astype(np.float32), "split", 1.0, np.repeat(np.arange(axes), each))
+    steps, first = np.arange(each, dtype=np.float64) * axes, np.arange(axes) * by_turns
+    theta = base ** (-(first[:, None] + steps).reshape(-1) / (each * axes))
+    return RopeTable(theta.astype(np.float32), pairing, 1.0, np.repeat(np.arange(axes), each))
 
 
 def scaling_from_gguf(keys: Keys) -> Scaling:
