@@ -140,7 +140,7 @@ def rope_table(
     return RopeTable(theta.astype(np.float32), pairing, scaling.magnitude, streams)
 
 
-def grid_rope_table(size: int, *, base: float, axes: int = 2) -> RopeTable:
+def grid_rope_table(size: int, *, base: float, axes: int = 2, pairing: Pairing = "split") -> RopeTable:
     """Return the table for heads of patches of a picture, whose pairs turn by the row, then by the column.
 
     Each axis has size / 2 / axes frequencies of its own, from 1 downwards. Raises BadModel if size does not divide.
@@ -149,7 +149,7 @@ def grid_rope_table(size: int, *, base: float, axes: int = 2) -> RopeTable:
     if rest:
         raise BadModel(f"rotary embeddings of {axes} axes need heads of a multiple of {2 * axes}, and {size} is none")
     theta = base ** (-np.arange(each, dtype=np.float64) / each)
-    return RopeTable(np.tile(theta, axes).astype(np.float32), "split", 1.0, np.repeat(np.arange(axes), each))
+    return RopeTable(np.tile(theta, axes).astype(np.float32), pairing, 1.0, np.repeat(np.arange(axes), each))
 
 
 def scaling_from_gguf(keys: Keys) -> Scaling:
