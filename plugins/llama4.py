@@ -40,7 +40,8 @@ from ..core.tensor import (
     sigmoid,
 )
 from .llama4_sizes import Config
-from .llama4_vision import Vision, VisionConfig
+from .llama4_vision import Vision
+from .llama4_vision_sizes import VisionConfig
 
 
 class FeedForward(Protocol):

@@ -115,15 +115,14 @@ class CpuLoader:
         if len(info.shape) not in (2, 3):
             raise BadModel(f"{info.name} has {len(info.shape)} dimensions, expected 2, or 3 for experts")
         parts = _turned(source, info) if transposed else self._parts(source, info)
-        kept: list[AnyMatrix] = [part if self._precise else self._packed(part, turned=transposed) for part in parts]
-        if any(isinstance(matrix, PackedMatrix) for matrix in kept):
+        packs = not self._precise and (transposed or info.format.name in {*LAYOUTS, *WIDE_FORMATS})
+        kept: list[AnyMatrix] = [self._packed(part, turned=transposed) if packs else part for part in parts]
+        if packs:
             source.release(info.name)
         return kept[0] if len(info.shape) == 2 else Experts(tuple(kept))
 
-    def _packed(self, matrix: CpuMatrix, *, turned: bool) -> AnyMatrix:
-        """Return a matrix packed if its format has a layout. turned: its rows are in no file."""
-        if matrix.format.name not in {*LAYOUTS, *WIDE_FORMATS}:
-            return matrix
+    def _packed(self, matrix: CpuMatrix, *, turned: bool) -> PackedMatrix:
+        """Return a packed matrix. turned: its rows are in no file."""
         packed = packed_matrix(matrix, self._arena)
         # Memory for them twice would be too much, and `embed` never reads what is transposed.
         return replace(packed, rows=replace(matrix, data=np.empty((0, 0), np.uint8))) if turned else packed
