@@ -92,8 +92,8 @@ class _Stored:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        *experts, rows, columns = self.info.shape
-        return (*experts, columns, rows) if self.transposed else self.info.shape
+        shape = self.info.shape
+        return (*shape[:-2], shape[-1], shape[-2]) if self.transposed else shape
 
     @property
     def nbytes(self) -> int:

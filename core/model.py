@@ -153,7 +153,7 @@ class _Binder:
         names = self._spellings(declared, gguf, hf)
         shape = tuple(size_of(size, made.config) for size in declared.shape)
         turned = declared.transposed is True or (declared.transposed == "hf" and self._source.kind == "safetensors")
-        expected = (*shape[:-2], *shape[:-3:-1]) if turned else shape
+        expected = (*shape[:-2], shape[-1], shape[-2]) if turned else shape
         found = self._found(names, expected)
         if found is None:
             if declared.tied is not None:

@@ -136,7 +136,7 @@ class Vision(Encoder):
         c = self.config
         grid = best_grid(picture.width, picture.height, side=c.side, most=c.most_tiles)
         pixels = [numbers_of(tile, c.mean, c.deviation) for tile in tiles_of(picture, grid, c.side)]
-        return Prepared(np.stack(pixels), parts_of(grid, Rows(c.rows)), grid)
+        return Prepared(np.stack(pixels), parts_of(grid, Rows(c.rows)))
 
     def encode(self, images: Sequence[Prepared]) -> Generator[None, None, Sequence[Array]]:
         """Return the rows of each image, tile by tile, [rows, width of the decoder]; yields twice a layer."""

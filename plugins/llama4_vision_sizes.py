@@ -72,6 +72,8 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
         if alone:
             name = "clip.projector_type" if "clip.projector_type" in keys else "clip.vision.projector_type"
             keys.text(name, allowed=("llama4",))
+            if not keys.flag("clip.use_gelu", False):
+                raise keys.wrong("clip.use_gelu", "true: the encoder has no other activation")
         keys.integer(f"{at}num_channels", 3, low=3, high=3)
         hidden = keys.integer(f"{at}embedding_length")
         side, patch = _tile(keys, f"{at}image_size", f"{at}patch_size")

@@ -55,7 +55,7 @@ class CpuMatrix:
 
 @dataclass(frozen=True, eq=False)
 class PackedMatrix:
-    """A weight [out, in] packed for products, and its rows in the file for `embed`."""
+    """A weight [out, in] packed for products, and its rows in the file, if they lie so there, for `embed`."""
 
     rows: CpuMatrix
     data: npt.NDArray[np.void]  # records [pairs, units, 2]
