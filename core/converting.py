@@ -92,7 +92,8 @@ class _Stored:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.info.shape[::-1] if self.transposed else self.info.shape
+        shape = self.info.shape
+        return (*shape[:-2], shape[-1], shape[-2]) if self.transposed else shape
 
     @property
     def nbytes(self) -> int:
@@ -208,6 +209,10 @@ def _outgoing(loaded: LoadedModel, form: BlockFormat, *, reorder: bool) -> Itera
     parts: list[Any] = [loaded.model, *([] if loaded.vision is None else [loaded.vision])]
     for part in parts:
         for name, declared, value, config in _named(part, loaded.architecture.name):
+            if declared.transposed == "hf" and isinstance(value, _Stored) and value.transposed:
+                raise Unsupported(
+                    f"checkpoints hold {name} the other way round than GGUF files: Puna does not turn it yet"
+                )
             order = _side_by_side(value.shape[0], declared.paired, config) if reorder and declared.paired else None
             if isinstance(value, _Stored):
                 yield _Matrix(_described(name, form, value.info.shape), value, order)
@@ -224,7 +229,7 @@ def _named(module: Module, model: str, prefix: str = "") -> Iterator[tuple[str, 
     for field, declared, _ in table(type(module)):
         value = getattr(module, field)
         if isinstance(declared, LayersField):
-            for number, block in enumerate(value):
+            for number, block in zip(declared.numbers(module.config), value, strict=True):
                 yield from _named(block, model, prefix + declared.gguf.format(number))
         elif value is not None and not (declared.tied and value is getattr(module, declared.tied)):
             if not declared.gguf:

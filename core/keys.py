@@ -94,6 +94,11 @@ class Keys:
         """Whether there is an array: some keys hold one value for all layers, or a value for each."""
         return isinstance(self._find(name), list | tuple | np.ndarray)
 
+    def holds_number(self, name: str) -> bool:
+        """Whether there is a number: some keys that hold a truth value now were numbers once."""
+        value = self._find(name)
+        return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
     def section(self, name: str) -> Keys | None:
         """Return the object under name as Keys of its own; None if it is missing."""
         value = self._find(name)

@@ -37,7 +37,7 @@ class Loader(Protocol):
     """Puts tensors where a backend can compute with them."""
 
     def matrix(self, source: WeightSource, info: TensorInfo, *, transposed: bool = False) -> Matrix:
-        """Return a two-dimensional tensor in the backend's layout. transposed: the file holds it as [in, out]."""
+        """Return a weight, [out, in] or of experts, in the backend's layout. transposed: the file holds [in, out]."""
 
     def array(self, source: WeightSource, info: TensorInfo) -> Array:
         """Return a small tensor as float32."""
@@ -145,7 +145,7 @@ class _Binder:
             log.warning("%d tensors are not used by this architecture: %s", len(unused), ", ".join(unused[:8]))
 
     def _layers(self, declared: LayersField, config: Any, gguf: str, hf: str) -> Iterator[Module]:
-        for layer in range(getattr(config, declared.count)):
+        for layer in declared.numbers(config):
             if len(self._problems) > MANY:
                 return  # a count from a hostile file must not keep us busy
             below = gguf + declared.gguf.format(layer), hf + declared.hf.format(layer)
@@ -154,7 +154,8 @@ class _Binder:
     def _tensor(self, made: Module, declared: TensorField, wanted: type, gguf: str, hf: str) -> Any:
         names = self._spellings(declared, gguf, hf)
         shape = tuple(size_of(size, made.config) for size in declared.shape)
-        expected = shape[::-1] if declared.transposed else shape
+        turned = declared.transposed is True or (declared.transposed == "hf" and self._source.kind == "safetensors")
+        expected = (*shape[:-2], shape[-1], shape[-2]) if turned else shape
         found = self._found(names, expected)
         if found is None:
             if declared.tied is not None:
@@ -165,7 +166,7 @@ class _Binder:
         self._used.add(found)
         info, source = self._source.tensors[found], self._source
         if declared.hf_part is not None and source.kind == "safetensors":
-            source = PartOfTensor(source, found, *declared.hf_part)
+            source = PartOfTensor(source, found, *declared.hf_part, columns=turned)
             info = source.tensors[found]
         if info.shape != expected:
             self._problems.append(f"{info.name} is {list(info.shape)}, expected {list(expected)}")
@@ -173,7 +174,7 @@ class _Binder:
         if self._problems:
             return None  # nothing will run: only look for more to report
         if wanted is Matrix:
-            loaded: Any = self._loader.matrix(source, info, transposed=declared.transposed)
+            loaded: Any = self._loader.matrix(source, info, transposed=turned)
         else:
             loaded = self._loader.array(source, info)
         self.nbytes += getattr(loaded, "nbytes", 0)

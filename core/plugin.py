@@ -85,7 +85,7 @@ class TensorField:
     optional: bool
     tied: str | None  # field of the same module to use when the file has no tensor of this name
     hf_part: tuple[int, int] | None  # (i, n): checkpoints hold it as the i-th of n equal parts of a tensor's rows
-    transposed: bool  # whether files hold it as [in, out]
+    transposed: bool | Literal["hf"]  # whether files, or checkpoints alone, hold it as [in, out]
     paired: Size | None  # heads whose rotary pairs are neighbours in GGUF files, and half a head apart in checkpoints
 
 
@@ -98,6 +98,11 @@ class LayersField:
     gguf: str  # prefix, with {} for the layer's number
     hf: str
 
+    def numbers(self, config: Any) -> Sequence[int]:
+        """Return the numbers of the layers that these are."""
+        found = getattr(config, self.count)
+        return range(found) if isinstance(found, int) else found
+
 
 def tensor(
     *shape: Size,
@@ -106,7 +111,7 @@ def tensor(
     optional: bool = False,
     tied: str | None = None,
     hf_part: tuple[int, int] | None = None,
-    transposed: bool = False,
+    transposed: bool | Literal["hf"] = False,
     paired: Size | None = None,
 ) -> Any:  # Any, so that the annotation beside it decides the type
     """Declare a tensor, slowest dimension first: `out: Matrix = tensor("hidden", "queries", gguf=..., hf=...)`.
@@ -117,16 +122,21 @@ def tensor(
     vectors such as norms and biases (widened to float32). An optional one is None when the file has none. Without a
     name for a kind of file, such files never hold it; of several names the first whose tensor has the shape counts,
     since files of different origin may even exchange names. hf_part=(1, 3): the second third of a tensor's rows, as
-    where query, key and value are one. transposed: a Matrix that files hold as [in, out]. paired: its rows are so
-    many heads, and GGUF files have the two of a rotary pair side by side where checkpoints have them half a head apart.
-    They are not reordered when a model is loaded, only when Puna writes a GGUF file, under the first of several names.
+    where query, key and value are one. transposed: a Matrix that files hold as [in, out], or "hf": that only
+    checkpoints do; a part of such a tensor is one of its columns. With a dimension more in front, all this is true of
+    each expert's matrix. paired: its rows are so many heads, and GGUF files have the two of a rotary pair side by side
+    where checkpoints have them half a head apart. They are not reordered when a model is loaded, only when Puna writes
+    a GGUF file, under the first of several names.
     """
     declared = TensorField(shape, gguf, hf, optional, tied, hf_part, transposed, paired)
     return dataclasses.field(metadata={"tensor": declared})
 
 
 def layers(module: type[Module], *, count: str, gguf: str = "", hf: str = "") -> Any:
-    """Declare the blocks of a model: `blocks: list[Block] = layers(Block, count="layers", gguf="blk.{}.", ...)`."""
+    """Declare the blocks of a model: `blocks: list[Block] = layers(Block, count="layers", gguf="blk.{}.", ...)`.
+
+    count: the config attribute that says how many there are, or the numbers of those layers that have such a part.
+    """
     return dataclasses.field(metadata={"layers": LayersField(module, count, gguf, hf)})
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 FIXTURES = Path(os.environ.get("PUNA_TEST_FIXTURES") or Path(__file__).parent / "fixtures")
-DENSE = (
-    "llama-bpe", "llama-spm", "llama-quant", "mistral-v3", "mistral-swa", "qwen2", "qwen3", "gemma3-text", "gemma3-vl",
-    "qwen2.5-vl", "mistral3",
+DECODERS = (
+    "llama-bpe", "llama-spm", "llama-quant", "llama4-scout", "llama4-maverick", "mistral-v3", "mistral-swa", "qwen2",
+    "qwen3", "gemma3-text", "gemma3-vl", "qwen2.5-vl", "mistral3",
 )  # fmt: skip
 
 
@@ -58,11 +58,11 @@ class Case:
         return rows[:, : self.logits.shape[1]]
 
 
-def text_cases(variants: tuple[str, ...] = DENSE) -> Iterator[Case]:
+def text_cases(variants: tuple[str, ...] = DECODERS) -> Iterator[Case]:
     """Yield every text prompt for every file that stands for its weights."""
     for variant in variants:
         known, base = cases(variant), FIXTURES / variant
-        if (base / "hf" / "model.safetensors").exists():
+        if any(base.glob("hf/*.safetensors")):
             yield from (Case(variant, base / "hf", case, False) for case in known["text"])
         reading = known.get("gguf", known)  # what a GGUF reader is to make of it, where that differs
         for file in sorted(base.glob("gguf/model-*.gguf")):

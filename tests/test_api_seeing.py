@@ -21,7 +21,7 @@ from .serving import FIXTURES, running_server, upload
 
 pytestmark = pytest.mark.asyncio
 
-MODELS = ["gemma3-vl", "qwen2.5-vl", "mistral3"]
+MODELS = ["gemma3-vl", "llama4-scout", "mistral3", "qwen2.5-vl"]
 GREEDY = {"temperature": 0, "num_predict": 16}
 
 

@@ -12,11 +12,17 @@ from .serving import running_server, upload
 
 pytestmark = pytest.mark.asyncio
 
-FAMILIES = ["gemma3-vl", "qwen2.5-vl", "mistral3"]
+FAMILIES = ["gemma3-vl", "llama4-scout", "mistral3", "qwen2.5-vl"]
 FILES = {
     "checkpoint": lambda folder: {file.name: file for file in sorted((folder / "hf").iterdir())},
     "pair": lambda folder: {file.name: file for file in sorted((folder / "gguf").glob("*.gguf"))},
 }
+
+
+def talks_of(family, kind):
+    """Return the conversations; for GGUF files those that the reference held with the sizes that these give."""
+    known = cases(family)
+    return (known.get("gguf", known) if kind == "pair" else known)["multimodal"]
 
 
 async def created(live, family, kind):
@@ -56,11 +62,13 @@ async def test_replies_to_pictures_are_the_references(tmp_path, family, kind):
         name = await created(live, family, kind)
         shown = (await live.http.post("/api/show", json={"model": name})).json()
         assert "vision" in shown["capabilities"]
-        for case in cases(family)["multimodal"]:
+        for case in talks_of(family, kind):
             body = {"model": name, "messages": as_openai(family, case), "temperature": 0, "max_tokens": 16}
             answer = (await live.http.post("/v1/chat/completions", json=body)).json()
             assert answer["usage"]["prompt_tokens"] == len(case["ids"]), answer
-            assert answer["choices"][0]["message"]["content"] == tokenizer.decode(case["greedy"])
+            ends = [at for at, token in enumerate(case["greedy"]) if token in tokenizer.stop_ids]
+            said = case["greedy"][: min(ends, default=len(case["greedy"]))]
+            assert answer["choices"][0]["message"]["content"] == tokenizer.decode(said)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -24,7 +24,7 @@ from puna.core.keys import Keys
 from puna.core.memory.cache import Cache, Capacity, Rows, StepView
 from puna.core.model import LoadedModel, find_architecture, load_model
 from puna.core.pictures import open_picture
-from puna.core.plugin import Architecture, Array, Module, tensor
+from puna.core.plugin import Architecture, Array, Matrix, Module, tensor
 from puna.core.tensor import Linear, Llama3
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import CpuLoader
@@ -456,6 +456,21 @@ def test_a_plugin_whose_file_would_compute_something_else_is_found_out(tmp_path,
     else:
         with pytest.raises(BadModel, match="does not read as what was to be written: scale holds other numbers"):
             conversion.check(open_weights(path))
+
+
+class Turned(Module):
+    """A model whose matrix lies the other way round in checkpoints."""
+
+    config: Any
+    matrix: Matrix = tensor("hidden", "hidden", gguf="matrix", hf="matrix", transposed="hf")
+
+
+def test_a_matrix_that_would_have_to_be_turned_is_refused_by_name():
+    turned = Architecture(gguf=("wide",), hf=("Wide",), config=WideConfig, model=Turned, cache=lambda config: [])
+    config = {"architectures": ["Wide"], "hidden": 3, "factor": 1.0}
+    source = MemorySource("safetensors", config, {"matrix": np.zeros((3, 3), np.float32)})
+    with pytest.raises(Unsupported, match="checkpoints hold matrix the other way round than GGUF files"):
+        converting.Converter([turned], lambda source: {}).open(source, F32, {})
 
 
 @pytest.mark.parametrize("whole", ["{", "[]", '{"added_tokens": [{"id": "x"}]}', "\udcff", 5])

@@ -49,7 +49,7 @@ def test_the_installed_plugins_work_and_are_listed_by_name():
     assert [report.name for report in reports] == INSTALLED
     assert {report.name: report.error for report in reports} == dict.fromkeys(INSTALLED)
     ours = {report.name: report for report in reports if report.distribution == "puna"}
-    assert {"gemma3", "llama", "mistral", "qwen2", "qwen3"} <= ours.keys()
+    assert {"gemma3", "llama", "llama4", "mistral", "qwen2", "qwen3"} <= ours.keys()
     assert ours["llama"].names == ["llama", "LlamaForCausalLM"]
     assert ours["llama"].version != ""
 
@@ -88,7 +88,7 @@ BROKEN = [
     ),
     (
         "from puna.core.plugin import Encoder\n\nclass Eye(Encoder):\n    placeholder = '<p>'\n\n"
-        "@hookimpl\ndef architectures(): return [make('one', vision=Eye)]",
+        "@hookimpl\ndef architectures(): return [make('one', vision=Eye, vision_config=Config)]",
         "TypeError: Eye.marker is None, expected the text of a token",
     ),
 ]

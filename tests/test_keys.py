@@ -153,6 +153,14 @@ def test_a_key_that_may_hold_one_value_or_many_is_asked_which(value, holds):
     assert not Keys({}).holds_list("n")
 
 
+@pytest.mark.parametrize(
+    ("value", "holds"), [(4, True), (0.5, True), (np.int32(1), True), (True, False), (np.True_, False), ("1", False)]
+)
+def test_a_key_that_may_hold_a_number_or_a_truth_value_is_asked_which(value, holds):
+    assert Keys({"n": value}).holds_number("n") is holds
+    assert not Keys({}).holds_number("n")
+
+
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),

@@ -55,6 +55,19 @@ def test_each_token_gets_the_mixture_of_its_own_experts(names, T, k):
     )
 
 
+@pytest.mark.parametrize(("T", "k"), [(1, 1), (40, 2)])
+def test_shares_may_be_of_what_experts_are_asked(T, k):
+    rng = np.random.default_rng(T)
+    weights, x = layer(rng), rng.standard_normal((T, D), np.float32)
+    chosen, share = choices(rng, T, k)
+    found = moe(x, chosen, share, *weights, shares_of="inputs")
+    whole = np.ones((1, 1), np.float32)
+    for t in range(T):
+        asked = [moe(x[t : t + 1] * share[t, j], chosen[t : t + 1, j : j + 1], whole, *weights) for j in range(k)]
+        np.testing.assert_allclose(found[t], np.sum(asked, axis=0)[0], rtol=1e-5, atol=1e-5 * abs(found).max())
+    assert np.abs(found - moe(x, chosen, share, *weights)).max() > 0.01 * abs(found).max()
+
+
 def test_experts_of_floats_and_another_activation():
     rng = np.random.default_rng(1)
     raws = [

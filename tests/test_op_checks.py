@@ -12,6 +12,7 @@ from puna.core.tensor import (
     conv_patches,
     embed,
     gated_mlp,
+    largest,
     layer_norm,
     linear,
     mlp,
@@ -22,6 +23,8 @@ from puna.core.tensor import (
     rope,
     rope_table,
     rotations,
+    sharpness,
+    sigmoid,
     soft_cap,
 )
 from puna.core.tensor.blocks import by_name
@@ -95,6 +98,8 @@ CASES = {  # a name, how the operation is called for T tokens, and the sizes of 
         ],
         (D,),
     ),
+    "sigmoid": (sigmoid, lambda T: [floats(T, D)], (D,)),
+    "sharpness": (lambda positions: sharpness(positions, scale=0.1, floor=2.0), lambda T: [counted(T)], (1, 1)),
     "rms_norm": (lambda x, weight: rms_norm(x, weight, 1e-6), lambda T: [floats(T, H, E), floats(E)], (H, E)),
     "layer_norm": (
         lambda x, weight, bias: layer_norm(x, weight, bias, 1e-6),
@@ -218,6 +223,7 @@ MISFITS = [
     ("moe", 4, experts(INNER + 1, D), r"^moe: gate \[3, 96, 64\], up \[3, 97, 64\]"),
     ("moe", 5, experts(D, D), r"^moe: .* down \[3, 64, 64\] do not"),
     ("moe", 3, matrix(INNER, D), r"^moe: a weight is PackedMatrix, expected Experts$"),
+    ("sharpness", X, counted(6).reshape(2, 3), r"^sharpness: positions is int32 \[2, 3\], expected int32 \[any\]$"),
     ("rms_norm", 1, floats(E - 1), r"^rms_norm: weight is float32 \[31\], expected float32 \[32\]$"),
     ("rms_norm", 1, floats(H, E), r"^rms_norm: weight is float32 \[4, 32\]"),
     ("layer_norm", 1, floats(D + 1), r"^layer_norm: weight is float32 \[65\], expected float32 \[64\]$"),
@@ -259,6 +265,14 @@ def test_what_does_not_fit_is_refused_before_memory_is_read(name, place, given, 
 def test_a_bias_of_another_size_in_a_projection_is_refused():
     with pytest.raises(BadModel, match=r"^project: a bias is float32 \[7\], expected float32 \[9\]$"):
         project(floats(3, D), (matrix(7, D), floats(7)), (matrix(9, D), floats(7)))
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_more_numbers_than_there_are_cannot_be_the_largest(count):
+    with pytest.raises(BadModel, match=f"^largest: {count} of 4 numbers$"):
+        largest(floats(3, 4), count)
+    with pytest.raises(BadModel, match=r"^largest: x is float32 \[4\], expected float32 \[any, any\]$"):
+        largest(floats(4), 1)
 
 
 # ---- what indices point to -----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from puna.core.tensor import (
     cpu_vision,
     embed,
     gated_mlp,
+    largest,
     linear,
     mlp,
     project,
@@ -24,12 +25,16 @@ from puna.core.tensor import (
     rope,
     rope_table,
     rotations,
+    sharpness,
+    sigmoid,
 )
 from puna.core.tensor.activations import LITTLE
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import FEW, TILE_ROWS, CpuLoader, CpuMatrix, Experts, PackedMatrix, packed_matrix
 from puna.core.tensor.decode import KINDS, decode_tensor
+from puna.core.tensor.floats import narrow
 from puna.core.tensor.ops import Operation
+from puna.core.tensor.source import PartOfTensor, TensorInfo
 from puna.core.tensor.weights import open_weights
 
 from .packed import random_blocks
@@ -185,12 +190,39 @@ def test_rms_norm_scales_the_last_dimension(shape, seed, eps, size):
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-12)
 
 
+def test_rms_norm_without_a_weight_multiplies_with_nothing():
+    x = floats(np.random.default_rng(0), 5, 3, 16)
+    np.testing.assert_array_equal(rms_norm(x, None, 1e-5), rms_norm(x, np.ones(16, np.float32), 1e-5))
+
+
 def test_rms_norm_of_many_rows_is_shared_out():
     rng = np.random.default_rng(0)
     x, weight = floats(rng, LITTLE // 100, 130), floats(rng, 130)
     wide = x.astype(np.float64)
     expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6) * weight
     np.testing.assert_allclose(rms_norm(x, weight, 1e-6), expected, rtol=2e-6, atol=1e-12)
+
+
+# ---- choices -------------------------------------------------------------------------------------------------------
+
+
+def test_the_sigmoid_is_right_far_from_zero_too():
+    x = np.array([[-200.0, -90.0, -10.0, -1.0], [0.0, 1.0, 20.0, 200.0]], np.float32)
+    found = sigmoid(x)
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-wide)), rtol=1e-6, atol=1e-38)
+    assert found.dtype == np.float32
+
+
+@given(st.integers(1, 9), st.integers(1, 20), st.integers(0, 1 << 32), st.data())
+def test_the_largest_of_each_row_come_with_their_places(rows, columns, seed, data):
+    count = data.draw(st.integers(1, columns))
+    x = np.random.default_rng(seed).integers(-3, 4, (rows, columns)).astype(np.float32)  # many are equal
+    places, values = largest(x, count)
+    assert (places.dtype, places.shape, values.shape) == (np.int32, (rows, count), (rows, count))
+    for row, found, kept in zip(x.tolist(), places.tolist(), values.tolist(), strict=True):
+        assert found == sorted(range(columns), key=lambda place: (-row[place], place))[:count]
+        assert kept == [row[place] for place in found]
 
 
 # ---- positions -----------------------------------------------------------------------------------------------------
@@ -240,7 +272,37 @@ def test_nothing_turns_at_position_zero():
     np.testing.assert_array_equal(rope(x, rotations(np.zeros(1, np.int32), table)), x)
 
 
+def test_queries_get_sharper_step_by_step():
+    positions = np.array([0, 6, 7, 14, 15, 8190, 8191], np.int32)
+    found = sharpness(positions, scale=0.1, floor=8.0)
+    steps = [0, 0, 1, 1, 2, 1023, 1024]
+    assert (found.dtype, found.shape) == (np.float32, (7, 1, 1))
+    np.testing.assert_allclose(found[:, 0, 0], [1 + 0.1 * math.log1p(step) for step in steps], rtol=1e-6)
+    assert (sharpness(positions, scale=0.0, floor=8.0) == 1).all()
+
+
 # ---- weights as they are loaded ------------------------------------------------------------------------------------
+
+
+class Stored:
+    """A source of one tensor, "w", in a format of numbers."""
+
+    kind, metadata = "safetensors", {}
+
+    def __init__(self, name, numbers):
+        form, rows = by_name(name), numbers.reshape(-1, numbers.shape[-1])
+        if name == "F64":
+            self._raw = rows.astype("<f8").view(np.uint8)
+        else:
+            self._raw = narrow(rows.astype(np.float32), form)
+        self._raw.flags.writeable = False
+        self.tensors = {"w": TensorInfo("w", form, numbers.shape, self._raw.nbytes)}
+
+    def raw(self, name):
+        return self._raw
+
+    def release(self, name):
+        pass
 
 
 def blocks_of(name):
@@ -275,6 +337,34 @@ def test_experts_are_weights_of_their_own():
     assert found.shape == (rows, 1, columns)
     for expert, wide in zip(found.each, decode_tensor(source.raw(info.name), info.format, info.shape), strict=True):
         np.testing.assert_array_equal(embed(np.zeros(1, np.int32), expert)[0], wide)
+
+
+@pytest.mark.parametrize("precise", [True, False])
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "F64"])
+@pytest.mark.parametrize("part", [None, 0, 1])
+def test_weights_that_lie_the_other_way_round_are_turned(name, part, precise):
+    """[experts, in, out], and of that the left or the right half of out."""
+    experts, columns, rows = 3, 64, 48
+    whole = np.random.default_rng(0).integers(-9, 9, (experts, columns, 2 * rows)).astype(np.float64)  # exact in all
+    source = Stored(name, whole)
+    if part is not None:
+        source, whole = PartOfTensor(source, "w", part, 2, columns=True), np.split(whole, 2, axis=2)[part]
+    found = CpuLoader(precise=precise).matrix(source, source.tensors["w"], transposed=True)
+    assert found.shape == (experts, whole.shape[2], columns)
+    x = np.eye(columns, dtype=np.float32)
+    for expert, wide in zip(found.each, whole, strict=True):
+        assert isinstance(expert, CpuMatrix if precise else PackedMatrix)
+        np.testing.assert_array_equal(linear(x, expert), wide)
+    kept = "F32" if name == "F64" else name
+    assert {(each if precise else each.rows).format.name for each in found.each} == {kept}
+
+
+def test_parts_that_are_not_equal_are_refused():
+    source = Stored("F32", np.zeros((2, 3, 5)))
+    with pytest.raises(BadModel, match=r"^w is \[2, 3, 5\], expected 2 equal parts of dimension 2$"):
+        PartOfTensor(source, "w", 0, 2, columns=True)
+    with pytest.raises(BadModel, match=r"^w is \[2, 3, 5\], expected 3 equal parts of dimension 0$"):
+        PartOfTensor(source, "w", 0, 3)
 
 
 def test_a_weight_is_packed_into_memory_of_its_own_and_its_rows_stay_in_the_file():

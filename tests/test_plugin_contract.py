@@ -248,6 +248,53 @@ def test_a_size_that_the_config_leaves_open_is_the_file_s():
         load_halves(**{"both.weight": numbers(6, 5)})
 
 
+class Turned(Module):
+    """What checkpoints alone hold the other way round, two tensors in one."""
+
+    config: Config
+    left: Matrix = tensor("pairs", "width", gguf="left", hf="both", hf_part=(0, 2), transposed="hf")
+    right: Matrix = tensor("pairs", "width", gguf="right", hf="both", hf_part=(1, 2), transposed="hf")
+
+
+def test_a_tensor_may_lie_the_other_way_round_in_checkpoints_alone():
+    made = architecture(model=Turned)
+    file = MemorySource("gguf", toy_gguf().metadata, {"left": numbers(2, 4), "right": numbers(2, 4) + 9})
+    config = {"architectures": ["ToyForCausalLM"], "num_hidden_layers": 1, "hidden_size": 4}
+    both = np.ascontiguousarray(np.concatenate([numbers(2, 4), numbers(2, 4) + 9]).T)
+    for source in (file, MemorySource("safetensors", config, {"both": both})):
+        model = load_model(made, source, CpuLoader(precise=True)).model
+        np.testing.assert_array_equal(wide(model.left), numbers(2, 4))
+        np.testing.assert_array_equal(wide(model.right), numbers(2, 4) + 9)
+    with pytest.raises(BadModel, match=r"both is \[2, 2\], expected \[4, 2\]"):
+        load_model(made, MemorySource("safetensors", config, {"both": numbers(2, 4)}), CpuLoader(precise=True))
+
+
+class OddConfig(Config, frozen=True):
+    @property
+    def odd(self) -> tuple[int, ...]:
+        return tuple(range(1, self.layers, 2))
+
+
+class Mixed(Module):
+    """Every layer has a weight, some have another."""
+
+    config: OddConfig
+    blocks: list[Block] = layers(Block, count="layers", gguf="blk.{}.")
+    others: list[Block] = layers(Block, count="odd", gguf="other.{}.")
+
+
+def test_layers_of_another_kind_are_those_of_the_numbers_that_the_config_names():
+    arrays = {f"blk.{layer}.w.weight": numbers(4, 4) for layer in range(5)}
+    arrays |= {f"other.{layer}.w.weight": numbers(4, 4) + layer for layer in (1, 3)}
+    metadata = toy_gguf().metadata | {"toy.block_count": 5}
+    made = architecture(config=OddConfig, model=Mixed, hf=())
+    model = load_model(made, MemorySource("gguf", metadata, arrays), CpuLoader(precise=True)).model
+    assert [wide(block.weight)[0, 0] for block in model.others] == [1, 3]
+    del arrays["other.3.w.weight"]
+    with pytest.raises(BadModel, match=r"other\.3\.w\.weight is missing"):
+        load_model(made, MemorySource("gguf", metadata, arrays), CpuLoader(precise=True))
+
+
 class Crossed(Module):
     """Some files call each of two tensors what others call the other one."""
 

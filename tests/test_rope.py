@@ -291,3 +291,13 @@ def test_the_base_of_a_config_is_at_its_top_or_in_its_rule():
 
 def test_a_gguf_factor_without_a_type_means_linear():
     assert scaling_from_gguf(Keys({"rope.scaling.factor": 4.0})) == Linear(4.0)
+
+
+@pytest.mark.parametrize("pairing", ["split", "interleaved"])
+def test_the_pairs_of_a_patch_turn_by_its_row_or_column_each_with_all_frequencies(pairing):
+    found = grid_rope_table(24, base=100.0, pairing=pairing)
+    assert found.frequencies.tolist() == pytest.approx([100.0 ** (-k / 6) for k in range(6)] * 2)
+    assert found.streams.tolist() == [0] * 6 + [1] * 6
+    assert found.pairing == pairing
+    with pytest.raises(BadModel, match="need heads of a multiple of 4, and 22 is none"):
+        grid_rope_table(22, base=100.0)

@@ -8,6 +8,7 @@ from puna.core.tensor import (
     attend_all,
     concat,
     gated_mlp,
+    largest,
     layer_norm,
     linear,
     moe,
@@ -17,6 +18,8 @@ from puna.core.tensor import (
     rope,
     rope_table,
     rotations,
+    sharpness,
+    sigmoid,
     soft_cap,
 )
 from puna.core.tensor.blocks import by_name
@@ -56,6 +59,11 @@ STEPS = {
     "soft_cap": lambda x: soft_cap(x, 0.5),
     "pool_patches": lambda x: pool_patches(x.reshape(6, 4, 8), 2),
     "moe": lambda x: moe(x, CHOSEN, SHARE, *EXPERTS),
+    "moe of inputs": lambda x: moe(x, CHOSEN, SHARE, *EXPERTS, shares_of="inputs"),
+    "rms_norm without a weight": lambda x: rms_norm(x, None, 1e-6),
+    "sigmoid": lambda x: sigmoid(x),
+    "largest": lambda x: largest(x, 3)[1],
+    "routed": lambda x: moe(x, largest(linear(x, Q)[:, :2], 1)[0], largest(x, 1)[1], *EXPERTS),
     "rope": lambda x: rope(x.reshape(3, 4, 16), rotations(POSITIONS, TABLE)),
     "attend_all": lambda x: attend_all(x.reshape(3, 4, 16), x.reshape(3, 4, 16), x.reshape(3, 4, 16), scale=0.25),
     "concat": lambda x: linear(concat(x, x[1:], rms_norm(x, NORM, 1e-6)), Q),
@@ -83,9 +91,11 @@ def test_a_rotation_turns_by_the_positions_of_each_time():
     x = X.reshape(3, 4, 16)
     with recording(tape):
         out = rope(Recorded(x), rotations(Recorded(positions), TABLE)).data
+        sharp = sharpness(Recorded(positions), scale=0.1, floor=8.0).data
     positions[:] = 7, 1, 30
     tape.play()
     np.testing.assert_array_equal(out, rope(x, rotations(positions, TABLE)))
+    np.testing.assert_array_equal(sharp, sharpness(positions, scale=0.1, floor=8.0))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from .ops import (
     conv_patches,
     embed,
     gated_mlp,
+    largest,
     layer_norm,
     linear,
     mlp,
@@ -21,6 +22,8 @@ from .ops import (
     rms_norm,
     rope,
     rotations,
+    sharpness,
+    sigmoid,
     soft_cap,
 )
 from .rope import (
@@ -58,6 +61,7 @@ __all__ = [
     "embed",
     "gated_mlp",
     "grid_rope_table",
+    "largest",
     "layer_norm",
     "linear",
     "mlp",
@@ -73,5 +77,7 @@ __all__ = [
     "scaling_from_gguf",
     "scaling_from_hf",
     "scaling_to_gguf",
+    "sharpness",
+    "sigmoid",
     "soft_cap",
 ]

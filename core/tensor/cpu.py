@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +55,7 @@ class CpuMatrix:
 
 @dataclass(frozen=True, eq=False)
 class PackedMatrix:
-    """A weight [out, in] packed for products, and its rows in the file for `embed`."""
+    """A weight [out, in] packed for products, and its rows in the file, if they lie so there, for `embed`."""
 
     rows: CpuMatrix
     data: npt.NDArray[np.void]  # records [pairs, units, 2]
@@ -109,18 +110,26 @@ class CpuLoader:
     def matrix(self, source: WeightSource, info: TensorInfo, *, transposed: bool = False) -> AnyMatrix | Experts:
         """Return a [out, in] weight: packed if its format has a layout, else as it lies in the file.
 
-        With a dimension more, [experts, out, in], it is one for each expert. transposed: the file holds [in, out];
-        what is to be multiplied with is float32 then.
+        With a dimension more, [experts, out, in], it is one for each expert. transposed: the file holds [in, out].
         """
         if len(info.shape) not in (2, 3):
             raise BadModel(f"{info.name} has {len(info.shape)} dimensions, expected 2, or 3 for experts")
-        plain = _floats(self.array(source, info).T) if transposed else self._plain(source, info)
-        parts = [plain] if len(info.shape) == 2 else plain.split(info.shape[0])
-        kept: list[AnyMatrix] = list(parts)
-        if not self._precise and (transposed or info.format.name in {*LAYOUTS, *WIDE_FORMATS}):
-            kept = [packed_matrix(part, self._arena) for part in parts]
+        parts = _turned(source, info) if transposed else self._parts(source, info)
+        packs = not self._precise and (transposed or info.format.name in {*LAYOUTS, *WIDE_FORMATS})
+        kept: list[AnyMatrix] = [self._packed(part, turned=transposed) if packs else part for part in parts]
+        if packs:
             source.release(info.name)
         return kept[0] if len(info.shape) == 2 else Experts(tuple(kept))
+
+    def _packed(self, matrix: CpuMatrix, *, turned: bool) -> PackedMatrix:
+        """Return a packed matrix. turned: its rows are in no file."""
+        packed = packed_matrix(matrix, self._arena)
+        # Memory for them twice would be too much, and `embed` never reads what is transposed.
+        return replace(packed, rows=replace(matrix, data=np.empty((0, 0), np.uint8))) if turned else packed
+
+    def _parts(self, source: WeightSource, info: TensorInfo) -> list[CpuMatrix]:
+        plain = self._plain(source, info)
+        return [plain] if len(info.shape) == 2 else plain.split(info.shape[0])
 
     def _plain(self, source: WeightSource, info: TensorInfo) -> CpuMatrix:
         """Return a weight that kernels read in place, experts one below the other.
@@ -137,11 +146,27 @@ class CpuLoader:
         return decode_tensor(source.raw(info.name), info.format, info.shape)
 
 
+def _turned(source: WeightSource, info: TensorInfo) -> Iterator[CpuMatrix]:
+    """Yield the weight of each expert, or the one that there is, of a tensor that files hold as [..., in, out]."""
+    raw, form, (columns, rows) = source.raw(info.name), info.format, info.shape[-2:]
+    for start in range(0, len(raw), columns):
+        part = np.ascontiguousarray(raw[start : start + columns])
+        if form.name not in WIDE_FORMATS:
+            yield _floats(decode_tensor(part, form, (columns, rows)).T)
+            continue
+        numbers = part.view(f"u{form.nbytes}").T  # moved, not read
+        yield _read_only(form, np.ascontiguousarray(numbers).view(np.uint8), (rows, columns))
+
+
 def _floats(numbers: Floats) -> CpuMatrix:
     """Return a matrix of float32."""
-    data = np.ascontiguousarray(numbers).view(np.uint8)
-    data.flags.writeable = False  # kernels are compiled for read-only weights, as mapped files are
-    return CpuMatrix(by_name("F32"), data, (numbers.shape[0], numbers.shape[1]))
+    return _read_only(by_name("F32"), np.ascontiguousarray(numbers).view(np.uint8), (len(numbers), numbers.shape[1]))
+
+
+def _read_only(form: BlockFormat, data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> CpuMatrix:
+    """Return a matrix as kernels are compiled for: like a mapped file's."""
+    data.flags.writeable = False
+    return CpuMatrix(form, data, shape)
 
 
 def packed_matrix(rows: CpuMatrix, arena: Arena | None = None) -> PackedMatrix:
@@ -227,9 +252,10 @@ def _many_rows_product(weight: CpuMatrix, x: Floats, out: Floats) -> None:
 
 
 @ops.rms_norm.register(np.ndarray)
-def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
+def rms_norm(x: Floats, weight: Floats | None, eps: float) -> Floats:
     """Return x scaled to unit root mean square over the last dimension, times weight."""
     expect("rms_norm: x", x)
+    weight = np.ones(x.shape[-1:], np.float32) if weight is None else weight
     expect("rms_norm: weight", weight, x.shape[-1:])
     rows = contiguous(x).reshape(-1, x.shape[-1])
     out = room(rows.shape)
@@ -262,6 +288,37 @@ def gated_mlp(
     return _products("gated_mlp", inner, [(down, biases[2])])[0]
 
 
+@ops.sigmoid.register(np.ndarray)
+def sigmoid(x: Floats) -> Floats:
+    """Return 1 / (1 + exp(-x))."""
+    expect("sigmoid: x", x)
+    out = room(x.shape)
+    do(_sigmoid, x, out)
+    return out
+
+
+def _sigmoid(x: Floats, out: Floats) -> None:
+    with np.errstate(over="ignore"):  # exp of what is far below zero is infinite, and 1 over it 0, as it should be
+        np.exp(-x, out)
+        np.divide(1, out + 1, out)
+
+
+@ops.largest.register(np.ndarray)
+def largest(x: Floats, count: int) -> tuple[npt.NDArray[np.int32], Floats]:
+    """Return places and values of the largest numbers of each row."""
+    expect("largest: x", x, (ANY, ANY))
+    if not 0 < count <= x.shape[1]:
+        raise BadModel(f"largest: {count} of {x.shape[1]} numbers")
+    places, values = room((len(x), count), INT32), room((len(x), count))
+    do(_largest, x, places, values)
+    return places, values
+
+
+def _largest(x: Floats, places: npt.NDArray[np.int32], values: Floats) -> None:
+    places[:] = np.argsort(-x, axis=1, kind="stable")[:, : places.shape[1]]
+    values[:] = np.take_along_axis(x, places, axis=1)
+
+
 @ops.moe.register(np.ndarray)
 def moe(
     x: Floats,
@@ -272,6 +329,7 @@ def moe(
     down: Experts,
     *,
     activation: ops.Activation = "silu",
+    shares_of: Literal["answers", "inputs"] = "answers",
 ) -> Floats:
     """Return each token's sum of its experts' answers, times their shares. Tokens are sorted by expert meanwhile."""
     expect_mlp("moe", (Experts,), gate, up, down)
@@ -287,8 +345,12 @@ def moe(
     used, counts = np.unique(chosen, return_counts=True)
     bounds = np.concatenate([[0], np.cumsum(counts)])
     gates, ups, downs = ([weight.each[expert] for expert in used] for weight in (gate, up, down))
+    asked = np.ascontiguousarray(x[order // k])
+    if shares_of == "inputs":
+        asked *= share.reshape(-1, 1)[order]
+        share = np.ones_like(share)
     answers = np.empty((T * k, down.shape[1]), np.float32)
-    answers[order] = _ask(np.ascontiguousarray(x[order // k]), bounds, gates, ups, downs, activation)
+    answers[order] = _ask(asked, bounds, gates, ups, downs, activation)
     mixed: Floats = np.einsum("tkd,tk->td", answers.reshape(T, k, -1), share)
     return mixed
 

@@ -13,7 +13,7 @@ from ..errors import BadModel
 from . import ops
 from .attention import attend_spans
 from .attention_block import Sight
-from .checks import ANY, expect
+from .checks import ANY, INT32, expect
 from .simd import LANES
 from .tape import contiguous, do, room
 from .team import TEAM
@@ -44,6 +44,20 @@ class CpuSeen:
     window: int = 0  # 0: everything before
     chunk: int = 0  # 0: everything before
     until: Integers | None = None  # [T], the last position that each row sees; None: its own
+
+
+@ops.sharpness.register(np.ndarray)
+def sharpness(positions: Integers, *, scale: float, floor: float) -> Floats:
+    """Return what the queries of each token are multiplied with, [T, 1, 1]."""
+    expect("sharpness: positions", positions, (ANY,), INT32)
+    out = room((len(positions), 1, 1))
+    do(_sharpen, positions, np.float32(scale), np.float32(floor), out)
+    return out
+
+
+def _sharpen(positions: Integers, scale: np.float32, floor: np.float32, out: Floats) -> None:
+    steps = np.floor((positions.astype(np.float32) + np.float32(1)) / floor)
+    out[:, 0, 0] = np.log(steps + np.float32(1)) * scale + np.float32(1)  # in float32, as the references do
 
 
 @ops.attend.register(np.ndarray)

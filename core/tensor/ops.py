@@ -107,7 +107,7 @@ def project(x: Array, *parts: tuple[Matrix, Array | None]) -> tuple[Array, ...]:
 
 
 @Operation
-def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+def rms_norm(x: Array, weight: Array | None, eps: float) -> Array:
     """Return weight · x / sqrt(mean(x²) + eps) over the last dimension. Source: arXiv:1910.07467, section 4."""
 
 
@@ -158,6 +158,19 @@ def gated_mlp(
 
 
 @Operation
+def sigmoid(x: Array) -> Array:
+    """Return 1 / (1 + exp(-x)) of each number of x."""
+
+
+@Operation
+def largest(x: Array, count: int) -> tuple[Array, Array]:
+    """Return where the `count` largest numbers of each row are, [T, count] int32, and they themselves, [T, count].
+
+    x: [T, N]. The largest comes first; of equal ones, the first.
+    """
+
+
+@Operation
 def moe(
     x: Array,
     chosen: Array,
@@ -167,12 +180,14 @@ def moe(
     down: Matrix,
     *,
     activation: Activation = "silu",
+    shares_of: Literal["answers", "inputs"] = "answers",
 ) -> Array:
     """Return Σ_j share[t, j] · gated_mlp of expert chosen[t, j] for each token: a mixture of experts.
 
     x: [T, D]; chosen: [T, k] int32, different experts for one token; share: [T, k]; gate, up: [experts, inner, D];
-    down: [experts, D, inner]. Only weights of chosen experts are read. Source: Mixtral of Experts, arXiv:2401.04088,
-    section 2.1; what `chosen` and `share` are is the model's.
+    down: [experts, D, inner]. Only weights of chosen experts are read. shares_of="inputs": it is x that is multiplied
+    with the share, before the expert gets it, and not what the expert answers. Source: Mixtral of Experts,
+    arXiv:2401.04088, section 2.1; what `chosen` and `share` are is the model's.
     """
 
 
@@ -207,6 +222,15 @@ def rope(x: Array, rotation: Rotation) -> Array:
     """Return x with each head's pairs turned by its token's position. x: [T, heads, E].
 
     Dimensions beyond the table's size pass through. Source: RoFormer, arXiv:2104.09864, section 3.4.2.
+    """
+
+
+@Operation
+def sharpness(positions: Array, *, scale: float, floor: float) -> Array:
+    """Return 1 + scale · ln(1 + ⌊(position + 1) / floor⌋), [T, 1, 1]: what queries are multiplied with.
+
+    Softmax over ever more keys gets flatter; this keeps it as sharp as it was trained. positions: [T] int32.
+    Source: Scalable-Softmax Is Superior for Attention, arXiv:2501.19399; with steps, as published with Llama 4.
     """
 
 

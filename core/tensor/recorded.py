@@ -17,7 +17,7 @@ from .tape import Anything, contiguous, do, recording, room
 
 BY_CALLS: tuple[ops.Operation[..., Any], ...] = (
     ops.embed, ops.linear, ops.project, ops.rms_norm, ops.layer_norm, ops.gated_mlp, ops.rotations, ops.rope,
-    ops.attend, ops.soft_cap,
+    ops.attend, ops.soft_cap, ops.sharpness, ops.sigmoid, ops.largest,
 )  # fmt: skip
 AS_A_WHOLE: tuple[ops.Operation[..., Any], ...] = (
     ops.activate, ops.mlp, ops.moe, ops.conv_patches, ops.attend_all, ops.concat,

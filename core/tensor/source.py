@@ -58,20 +58,25 @@ class WeightSource(Protocol):
 class PartOfTensor:
     """A source in which one tensor is only the i-th of n equal parts of its rows (`WeightSource`)."""
 
-    def __init__(self, whole: WeightSource, name: str, part: int, of: int) -> None:
+    def __init__(self, whole: WeightSource, name: str, part: int, of: int, *, columns: bool = False) -> None:
+        """columns: it is one of equal parts of the last dimension instead."""
         info = whole.tensors[name]
-        rows, uneven = divmod(info.shape[0], of)
-        if uneven:
-            raise BadModel(f"{name} has {info.shape[0]} rows, expected {of} equal parts")
+        shape, axis = list(info.shape), len(info.shape) - 1 if columns else 0
+        shape[axis], uneven = divmod(shape[axis], of)
+        if uneven or (columns and info.nbytes % (math.prod(info.shape[:-1]) * of)):
+            raise BadModel(f"{name} is {list(info.shape)}, expected {of} equal parts of dimension {axis}")
         self.kind, self.metadata = whole.kind, whole.metadata
-        self.tensors = {name: replace(info, shape=(rows, *info.shape[1:]), nbytes=info.nbytes // of)}
-        self._whole, self._part, self._of = whole, part, of
+        self.tensors = {name: replace(info, shape=tuple(shape), nbytes=info.nbytes // of)}
+        self._whole, self._part, self._columns = whole, part, columns
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return the bytes of the part."""
-        shape, nbytes = self.tensors[name].shape, self.tensors[name].nbytes
-        part = self._whole.raw(name).reshape(-1)[self._part * nbytes : self._part * nbytes + nbytes]
-        return part.reshape(math.prod(shape[:-1]), -1)
+        """Return the bytes of the part. Those of some columns do not lie one behind the other."""
+        rows = math.prod(self.tensors[name].shape[:-1])
+        nbytes, whole = self.tensors[name].nbytes, self._whole.raw(name)
+        if self._columns:
+            width = nbytes // rows
+            return whole[:, self._part * width : self._part * width + width]
+        return whole.reshape(-1)[self._part * nbytes : self._part * nbytes + nbytes].reshape(rows, -1)
 
     def release(self, name: str) -> None:
         """Do nothing: other parts may still be needed."""

@@ -1,0 +1,182 @@
+"""The sizes of Llama 4's encoder, and how its processor prepares pictures, read from GGUF files and checkpoints.
+
+Source: the reference code and the processor of Llama 4, as published by Meta.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from ..core.plugin import Keys
+
+LARGEST_SIDE = 1 << 14  # pixels, far above any encoder's
+MOST_LAYERS = 1 << 12
+MOST_TILES = 16  # besides the one of the whole, where a checkpoint does not say
+LIMIT = 256  # tiles, whatever a checkpoint says
+GREY = (0.5, 0.5, 0.5)  # mean and deviation of colours from 0 to 1, unless a file has others
+
+Colours = tuple[float, float, float]
+
+
+class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The sizes of encoder, adapter and projector, and how pictures are prepared."""
+
+    layers: int
+    hidden: int  # D
+    inner: int  # width of the MLP
+    heads: int  # H
+    side: int  # pixels of a tile's
+    patch: int  # pixels of a patch's side
+    merge: int  # patches along the side of a square that becomes one row
+    eps: float
+    rope_base: float
+    adapter: int | None  # width of the adapter; None: as the tensors have it
+    output: int  # width of the decoder
+    most_tiles: int = MOST_TILES
+    mean: Colours = GREY
+    deviation: Colours = GREY
+
+    @property
+    def across(self) -> int:
+        """Patches along a tile's side."""
+        return self.side // self.patch
+
+    @property
+    def places(self) -> int:
+        """P + 1: the patches of a tile and the class token."""
+        return self.across**2 + 1
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of a patch."""
+        return 3 * self.patch**2
+
+    @property
+    def square(self) -> int:
+        """Numbers of the patches that become one row."""
+        return self.hidden * self.merge**2
+
+    @property
+    def rows(self) -> int:
+        """Rows of embeddings that a tile becomes."""
+        return (self.across // self.merge) ** 2
+
+    @classmethod
+    def from_gguf(cls, keys: Keys) -> VisionConfig | None:
+        """Read `clip.vision.*` of a file for the encoder alone, or `llama4.vision.*` of one that holds everything."""
+        alone = "clip.vision.block_count" in keys
+        at = "clip.vision." if alone else "vision."
+        if f"{at}block_count" not in keys:
+            return None
+        if alone:
+            name = "clip.projector_type" if "clip.projector_type" in keys else "clip.vision.projector_type"
+            keys.text(name, allowed=("llama4",))
+            if not keys.flag("clip.use_gelu", False):
+                raise keys.wrong("clip.use_gelu", "true: the encoder has no other activation")
+        keys.integer(f"{at}num_channels", 3, low=3, high=3)
+        hidden = keys.integer(f"{at}embedding_length")
+        side, patch = _tile(keys, f"{at}image_size", f"{at}patch_size")
+        eps = f"{at}attention.layer_norm_epsilon" if alone else f"{at}layer_norm_epsilon"
+        return cls(
+            layers=keys.integer(f"{at}block_count", high=MOST_LAYERS),
+            hidden=hidden,
+            inner=keys.integer(f"{at}feed_forward_length"),
+            heads=_heads(keys, f"{at}attention.head_count", hidden),
+            side=side,
+            patch=patch,
+            merge=_merge_from_gguf(keys, side // patch, alone=alone),
+            eps=keys.number(eps, 1e-5, low=0.0, high=1.0),
+            rope_base=keys.number(f"{at}rope.freq_base", 10000.0, low=1.0001),
+            adapter=None,
+            output=keys.integer("embedding_length"),
+            mean=_colours(keys, f"{at}image_mean"),
+            deviation=_colours(keys, f"{at}image_std", low=1e-3),
+        )
+
+    @classmethod
+    def from_hf(cls, keys: Keys) -> VisionConfig | None:
+        """Read the section `vision_config` and the processor's file."""
+        eye = keys.section("vision_config")
+        if eye is None:
+            return None
+        text, processor = keys.section("text_config") or Keys({}), keys.section("preprocessor") or Keys({})
+        eye.text("hidden_act", "gelu", allowed=("gelu",))
+        eye.integer("num_channels", 3, low=3, high=3)
+        hidden, (side, patch) = eye.integer("hidden_size", 768), _tile(eye, "image_size", "patch_size")
+        adapter = eye.integer("projector_output_dim", 4096)
+        for name in ("projector_input_dim", "vision_output_dim"):  # its second layer goes from it to it
+            eye.integer(name, adapter, low=adapter, high=adapter)
+        _expect_usual(processor, side)
+        return cls(
+            layers=eye.integer("num_hidden_layers", 34, high=MOST_LAYERS),
+            hidden=hidden,
+            inner=eye.integer("intermediate_size", 5632),
+            heads=_heads(eye, "num_attention_heads", hidden),
+            side=side,
+            patch=patch,
+            merge=_merge(eye, "pixel_shuffle_ratio", side // patch),
+            eps=eye.number("norm_eps", 1e-5, low=0.0, high=1.0),
+            rope_base=eye.number("rope_theta", 10000.0, low=1.0001),
+            adapter=adapter,
+            output=text.integer("hidden_size"),
+            most_tiles=processor.integer("max_patches", MOST_TILES, high=LIMIT),
+            mean=_colours(processor, "image_mean"),
+            deviation=_colours(processor, "image_std", low=1e-3),
+        )
+
+
+def _tile(keys: Keys, side: str, patch: str) -> tuple[int, int]:
+    """Return the pixels of a tile's side and of a patch's."""
+    small = keys.integer(patch, 14)
+    large = keys.integer(side, 336, low=small, high=LARGEST_SIDE)
+    if large % small:
+        raise keys.wrong(side, f"a multiple of {small}, the side of a patch")
+    return large, small
+
+
+def _heads(keys: Keys, name: str, hidden: int) -> int:
+    """Return H, into which D divides so that half of each head's pairs can turn by the column, half by the row."""
+    found = keys.integer(name, 16)
+    if hidden % (4 * found):
+        raise keys.wrong(name, f"a divisor of {hidden} / 4")
+    return found
+
+
+def _merge(keys: Keys, name: str, across: int) -> int:
+    """Return how many patches one row stands for along a side, from a ratio."""
+    merge = round(1 / keys.number(name, 0.5, low=1 / LARGEST_SIDE, high=1.0))
+    if across % merge:
+        raise keys.wrong(name, f"one over a divisor of {across}, the patches along a tile's side")
+    return merge
+
+
+def _merge_from_gguf(keys: Keys, across: int, *, alone: bool) -> int:
+    """Return the same, which a file for the encoder alone gives outright."""
+    if not alone:
+        return _merge(keys, "vision.pixel_shuffle_ratio", across)
+    name = "clip.vision.projector.scale_factor"
+    found = keys.integer(name, 2)
+    if across % found:
+        raise keys.wrong(name, f"a divisor of {across}, the patches along a tile's side")
+    return found
+
+
+def _expect_usual(processor: Keys, side: int) -> None:
+    """Raise BadModel for a processor that does something else than the published ones."""
+    if processor.flag("resize_to_max_canvas", False):
+        raise processor.wrong("resize_to_max_canvas", "false: no published model fills its tiles so")
+    size = processor.section("size") or Keys({})
+    for name in ("height", "width"):
+        size.integer(name, side, low=side, high=side)
+
+
+def _colours(keys: Keys, name: str, low: float = 0.0) -> Colours:
+    """Return a number for red, for green and for blue."""
+    given = keys.list(name)
+    if len(given) == 0:
+        return GREY
+    if len(given) != 3 or not all(isinstance(n, int | float | np.floating) and low <= n <= 1.0 for n in given):
+        raise keys.wrong(name, f"three numbers from {low} to 1")
+    red, green, blue = map(float, given)
+    return red, green, blue
