@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 
 import msgspec
 
@@ -328,7 +328,8 @@ class Vision(Encoder):
         turns = [rotations(stretch.places[:, rows], self.table) for rows, _ in pieces]
         xs: list[Array] = []
         for rows, _ in pieces:
-            xs.append(self.patches(stretch.pixels[stretch.order[rows]]))
+            pixels = stretch.pixels[stretch.order[rows]]
+            xs.append(self.patches(pixels, stretch.frames if len(pieces) == 1 else [len(pixels)]))
             yield
         for number, block in enumerate(self.blocks):
             if number in self.config.whole:
@@ -338,8 +339,17 @@ class Vision(Encoder):
                 [xs[i]] = yield from block.forward([xs[i]], [turns[i]], windows)
         return xs
 
-    def patches(self, pixels: Array) -> Array:  # [P, numbers] -> [P, D]
-        """Return what enters the first layer."""
+    def patches(self, pixels: Array, frames: Sequence[int]) -> Array:  # [P, numbers] -> [P, D]
+        """Return what enters the first layer. frames: patches of each.
+
+        Every frame is a product of its own: the matrix library's sums depend on how many rows there are, and rows must
+        not depend on the company in which a picture is encoded.
+        """
+        ends = accumulate(frames)
+        return concat(*(self.embedded(pixels[end - size : end]) for end, size in zip(ends, frames, strict=True)))
+
+    def embedded(self, pixels: Array) -> Array:  # [P, numbers] -> [P, D]
+        """Return the sum of the two frames of each patch, each times its kernel."""
         c = self.config
         frames = pixels.reshape(-1, 3, PAIR, c.patch, c.patch)
         early = self.early if self.both is None else self.both[:, :, 0]
