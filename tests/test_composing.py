@@ -182,7 +182,7 @@ def test_an_image_may_have_several_stretches_of_rows():
 def test_media_of_a_kind_that_a_model_does_not_read_name_the_model():
     runner, _, _ = opened("gemma3-vl")
     with pytest.raises(Unsupported, match='"demo" cannot read videos'):
-        asyncio.run(Composer(runner, "demo").compose([Media([b"1", b"2"])]))
+        asyncio.run(Composer(runner, "demo").compose([Media([b"1"], video=True)]))
     assert runner.looked == 0
 
 

@@ -300,6 +300,8 @@ def test_what_cannot_be_read_is_refused(runner, data):
 
 def test_several_frames_are_refused_by_a_model_of_images(runner):
     with pytest.raises(BadRequest, match="not videos"):
+        run(runner.look(Media([A, A], video=True)))
+    with pytest.raises(BadRequest, match="of 2 files"):
         run(runner.look(Media([A, A])))
 
 

@@ -37,7 +37,7 @@ class Viewer:
     def __init__(self, encoder: Encoder, images: ImageCache, placeholder: int) -> None:
         """placeholder: the token id that stands for a row."""
         self._encoder, self._images, self._placeholder = encoder, images, placeholder
-        self._processor = parameters(encoder.config)
+        self._processors = {kind: kind.encode() + parameters(encoder.config) for kind in ("image", "video")}
         self._threads = ThreadPoolExecutor(THREADS, "puna-images")
         self._looks: dict[bytes, asyncio.Task[Image]] = {}
         self._looked: deque[_Look] = deque()  # the latest last
@@ -75,7 +75,7 @@ class Viewer:
 
     async def _key(self, media: Media) -> bytes:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, key_of, media.frames, self._processor)
+        return await loop.run_in_executor(self._threads, key_of, media.frames, self._processors[media.kind])
 
     async def _shown(self, key: bytes, media: Media) -> Image:
         """Return an image that a request shows, and count that."""
@@ -123,7 +123,7 @@ class Viewer:
         return self._images.add(key, await loop.run_in_executor(self._threads, self._prepare, media))
 
     def _prepare(self, media: Media) -> Prepared:
+        if not media.frames or (len(media.frames) > 1 and not media.video):
+            raise BadRequest(f"media of {len(media.frames)} files, expected one image or the frames of a video")
         frames = [open_picture(frame) for frame in media.frames]
-        if not frames:
-            raise BadRequest("media without a single frame")
-        return self._encoder.prepare(frames[0]) if len(frames) == 1 else self._encoder.prepare_video(frames)
+        return self._encoder.prepare_video(frames) if media.video else self._encoder.prepare(frames[0])
