@@ -218,23 +218,19 @@ def _in_process(engine: str, text: Path, eye: Path, threads: int) -> float:
     return statistics.median(json.loads(done.stdout.splitlines()[-1]))
 
 
+FIGURES = {
+    "tokens of the prompt": "prompt", "computed": "computed", "computed again": "recomputed",
+    "pictures decoded": "decoded", "encoded": "encoded", "known": "hits",
+}  # fmt: skip
+
+
 def show_turns(turns: Sequence[Turn]) -> None:
     """Print what each turn took, beside the first of them."""
-    columns = [
-        "first text, s",
-        "of the first turn's",
-        "tokens",
-        "computed",
-        "recomputed",
-        "decoded",
-        "encoded",
-        "known",
-    ]
-    shown = new_table("turns about a picture", columns)
-    for turn in turns:
-        share = f"{turn.first_s / turns[0].first_s:.1%}"
-        counts = turn.prompt, turn.computed, turn.recomputed, turn.decoded, turn.encoded, turn.hits
-        shown.add_row(turn.name, f"{turn.first_s:.3f}", share, *map(str, counts))
+    shown = new_table("turns about a picture", [turn.name for turn in turns])
+    shown.add_row("first text, s", *(f"{turn.first_s:.3f}" for turn in turns))
+    shown.add_row("of the first turn's", *(f"{turn.first_s / turns[0].first_s:.1%}" for turn in turns))
+    for name, field in FIGURES.items():
+        shown.add_row(name, *(str(getattr(turn, field)) for turn in turns))
     Console().print(shown)
 
 

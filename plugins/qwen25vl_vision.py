@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Sequence
-from itertools import accumulate, islice
+from itertools import islice
 
 import msgspec
 
@@ -329,7 +329,7 @@ class Vision(Encoder):
         xs: list[Array] = []
         for rows, _ in pieces:
             pixels = stretch.pixels[stretch.order[rows]]
-            xs.append(self.patches(pixels, stretch.frames if len(pieces) == 1 else [len(pixels)]))
+            xs.append(self.by_frames(pixels, stretch.frames if len(pieces) == 1 else [len(pixels)]))
             yield
         for number, block in enumerate(self.blocks):
             if number in self.config.whole:
@@ -339,17 +339,20 @@ class Vision(Encoder):
                 [xs[i]] = yield from block.forward([xs[i]], [turns[i]], windows)
         return xs
 
-    def patches(self, pixels: Array, frames: Sequence[int]) -> Array:  # [P, numbers] -> [P, D]
+    def by_frames(self, pixels: Array, frames: Sequence[int]) -> Array:  # [P, numbers] -> [P, D]
         """Return what enters the first layer. frames: patches of each.
 
         Every frame is a product of its own: the matrix library's sums depend on how many rows there are, and rows must
         not depend on the company in which a picture is encoded.
         """
-        ends = accumulate(frames)
-        return concat(*(self.embedded(pixels[end - size : end]) for end, size in zip(ends, frames, strict=True)))
+        found, start = [], 0
+        for size in frames:
+            found.append(self.patches(pixels[start : start + size]))
+            start += size
+        return concat(*found)
 
-    def embedded(self, pixels: Array) -> Array:  # [P, numbers] -> [P, D]
-        """Return the sum of the two frames of each patch, each times its kernel."""
+    def patches(self, pixels: Array) -> Array:  # [P, numbers] -> [P, D]
+        """Return what enters the first layer."""
         c = self.config
         frames = pixels.reshape(-1, 3, PAIR, c.patch, c.patch)
         early = self.early if self.both is None else self.both[:, :, 0]
