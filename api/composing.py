@@ -70,9 +70,8 @@ class Composer:
     async def _look(self, media: Media) -> Sight:
         sight = self._sights.get(id(media))
         if sight is None:
-            kind = "image" if len(media.frames) == 1 else "video"
-            if kind not in self.runner.facts.media:
-                raise Unsupported(f'"{self._model}" cannot read {kind}s')
+            if media.kind not in self.runner.facts.media:
+                raise Unsupported(f'"{self._model}" cannot read {media.kind}s')
             sight = self._sights[id(media)] = await self.runner.look(media)
         return sight
 

@@ -1,4 +1,4 @@
-"""The images of a request: decoded from base64 or a data URL, or fetched, within what one request may hold."""
+"""The images and videos of a request: from base64 or a data URL, or fetched, within what one request may hold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import anyio.to_thread
 
-from ..core.errors import BadRequest
+from ..core.errors import BadRequest, Unsupported
 from ..core.pictures import LARGEST_FILE
 from ..core.scheduler.messages import Media
 from .fetching import Fetcher
@@ -18,6 +18,8 @@ MOST_BYTES = LARGEST_FILE  # of all of them
 
 # The media type may be missing; whatever it says, what counts is what the bytes are.
 _DATA_URL = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
+# Frames as image files, their base64 with commas between: so servers of open models take videos without a file format.
+_FRAMES_URL = re.compile(r"data:video/(?:jpeg|png|webp);base64,", re.IGNORECASE)
 _LINE_BREAKS = {ord("\r"): None, ord("\n"): None}
 _WHOLE_GROUPS = re.compile(r"(?:[A-Za-z0-9+/]{4})*+")
 _LETTER = re.compile(r"[A-Za-z0-9+/]")
@@ -41,7 +43,14 @@ class MediaReader:
 
     async def video(self, urls: Sequence[str]) -> Media:
         """Return the video whose frames are at these URLs. Raises BadRequest."""
-        return Media([await self._at(url) for url in urls])
+        return Media([await self._at(url) for url in urls], video=True)
+
+    async def video_at(self, url: str) -> Media:
+        """Return the video whose frames a data URL holds. Raises BadRequest, Unsupported for files of videos."""
+        match = _FRAMES_URL.match(url)
+        if match is None:
+            raise Unsupported("a video is read by its frames: a list of images, or a data URL of type video/jpeg")
+        return Media([await self._decoded(text, 0) for text in url[match.end() :].split(",", MOST_FILES)], video=True)
 
     async def _at(self, url: str) -> bytes:
         if url[:8].lower().startswith(("http://", "https://")):

@@ -1,140 +1,45 @@
 """Does what others do ever change a reply? `python -m bench.schedules --count 500`.
 
 Plays random schedules on the engine (arrivals and cancellations at random steps, prompts in chunks of any size, shared
-beginnings, guesses that come true or not, caches so small that replies are set aside) and compares every reply with the
-same one computed by a plain loop, alone: its tokens and, bit for bit, the logits that each of them was sampled from.
-Equal seeds play equal schedules.
+beginnings, pictures that others see too, guesses that come true or not, caches so small that replies are set aside and
+pictures forgotten) and compares every reply with the same one computed by a plain loop, alone: its tokens and, bit
+for bit, the logits that each of them was sampled from. Equal seeds play equal schedules.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from puna.core.kernel import find_plugins
-from puna.core.memory.cache import Cache, Capacity, ElementType, Rows, StepView
-from puna.core.model import LoadedModel, find_architecture, load_model
-from puna.core.plugin import Causal, Chunk, Window
+from puna.core.memory.cache import StepView
+from puna.core.memory.images import Image
+from puna.core.plugin import Encoder, Prepared
 from puna.core.scheduler.engine import Engine, EngineOptions
 from puna.core.scheduler.guess import Guesser, Lookup
 from puna.core.scheduler.messages import Event, Failed, Finished, Generate
 from puna.core.scheduler.plan import Limits
 from puna.core.scheduler.reply import Reply
 from puna.core.scheduler.sequence import Sequence as Talk
-from puna.core.tensor.cpu import CpuLoader
-from puna.core.tensor.sampling import SamplingParams, sample
-from puna.core.tensor.weights import open_weights
+from puna.core.scheduler.spans import Spans
+from puna.core.scheduler.viewer import Viewer
 
 from .engines import NoStops
+from .subjects import PLACEHOLDER, PROMPTS, TOKENS, Spoken, Subject, prompts, subjects
 
 Floats = npt.NDArray[np.float32]
 
-FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
-FILES = (
-    "llama-quant/gguf/model-Q4_K_M.gguf", "llama-quant/gguf/model-Q8_0.gguf", "llama-bpe/gguf/model-f32.gguf",
-    "llama-bpe/gguf/model-bf16.gguf", "llama-spm/gguf/model-f16.gguf", "mistral-v3/gguf/model-f32.gguf",
-    "mistral-swa/hf", "qwen2/gguf/model-f32.gguf", "qwen3/gguf/model-f32.gguf",
-    "gemma3-text/gguf/model-f32.gguf", "llama4-scout/hf",
-)  # fmt: skip
-MIXED = (Causal(), Window(40), Chunk(48), Window(5))  # what layers of a model may see, in turn
-TOKENS = 48  # of the longest reply: more than what a place has blocks for when it begins
-PROMPTS = 16  # of one model, from which schedules choose
 CLOSE = 1e-3  # by how much logits may differ where products go through the matrix library
 PATIENCE_S = 300.0
-
-
-# --- a reply alone ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A model, in the way it is computed."""
-
-    name: str
-    loaded: LoadedModel
-    element: ElementType
-    precise: bool
-
-    def cache(self, positions: int) -> Cache:
-        """Return a cache for one sequence."""
-        return Cache(self.loaded.cache, self.element, Capacity(positions, 1, positions))
-
-
-@cache
-def subject(file: str, *, element: ElementType = "f16", precise: bool = False, mixed: bool = False) -> Subject:
-    """Return the model in a fixture. mixed: its layers see different parts of the past, which no file asks for."""
-    source = open_weights(FIXTURES / file)
-    architectures = [a for report in find_plugins() for a in report.architectures]
-    loaded = load_model(find_architecture(architectures, source), source, CpuLoader(precise=precise))
-    if mixed:
-        layout = [replace(layer, kind=MIXED[i % len(MIXED)]) for i, layer in enumerate(loaded.cache)]
-        loaded = replace(loaded, cache=layout)
-    name = f"{file.split('/')[0]} {Path(file).stem} {element}{' precise' * precise}{' mixed' * mixed}"
-    return Subject(name, loaded, element, precise)
-
-
-def alone(given: Subject, request: Generate) -> Spoken:
-    """Return a reply by itself: the prompt at once, then token by token, in a cache that holds nothing else."""
-    spoken, model = Spoken(), given.loaded.model
-    memory = given.cache(request.num_ctx)
-    talk = Talk(request, reply=None, table=memory.blocks.table(), emit=lambda event: None)
-    while len(spoken.tokens) < TOKENS:
-        if talk.unread > 1:  # the beginning, or what a shift has moved: nothing of it is taken from before
-            memory = given.cache(request.num_ctx)
-            talk.table = memory.blocks.table()
-        here = talk.tokens[talk.table.length :]
-        talk.table.reserve(len(talk.tokens))
-        view = StepView(memory, [Rows(talk.table, 0, len(here))])
-        x = model.forward(model.embed(np.array(here, np.int32)), view)
-        talk.table.advance(talk.tokens, len(here))
-        logits = np.asarray(model.logits(x[-1:]))
-        token = int(sample(logits, [talk.sampler], [talk.tokens])[0])
-        spoken.add(token, logits[0])
-        talk.append(token)
-    return spoken
-
-
-@dataclass
-class Spoken:
-    """A reply's tokens and the logits that each was sampled from."""
-
-    tokens: list[int] = field(default_factory=list)
-    logits: list[Floats] = field(default_factory=list)
-
-    def add(self, token: int, logits: Floats) -> None:
-        """Take the next token."""
-        self.tokens.append(token)
-        self.logits.append(logits.copy())
-
-
-@cache
-def prompts(given: Subject) -> list[tuple[Generate, Spoken]]:
-    """Return what may be asked of a model, with the reply that is due; many begin alike, some in full blocks."""
-    rng, found = np.random.default_rng(0), []
-    vocabulary = given.loaded.config.vocabulary
-    texts = [list(map(int, rng.integers(0, vocabulary, 300))) for _ in range(3)]
-    texts.append([7, 8, 9, 10, 11] * 60)
-    for i in range(PROMPTS):
-        shared = int(rng.choice([0, 31, 32, 33, 64, 96, 100, 160]))
-        own = list(map(int, rng.integers(0, vocabulary, rng.integers(1, 60))))
-        sampling = SamplingParams(temperature=0 if i % 4 or given.precise else 1, seed=i)
-        request = Generate(
-            prompt=texts[i % 4][:shared] + own,
-            sampling=sampling,
-            num_ctx=int(rng.choice([1024, 1024, 45])),
-            num_keep=int(rng.choice([4, 33])),
-        )
-        found.append((request, alone(given, request)))
-    return found
 
 
 # --- a schedule -------------------------------------------------------------------------------------------------------
@@ -160,10 +65,12 @@ class Schedule:
     cost: float | None  # what the engine takes a guess to cost, in steps
     room: int  # for tokens of prompts beside replies
     visits: list[Visit]  # in the order of their arrival
+    image_cache: int = 1 << 29  # bytes
 
     def __str__(self) -> str:
         limits = f"{self.limits.sequences} places, {self.limits.step_tokens} tokens a step"
-        return f"{len(self.visits)} requests, {limits}, {self.positions} positions, cost {self.cost}, room {self.room}"
+        caches = f"{self.positions} positions, {self.image_cache} bytes of pictures"
+        return f"{len(self.visits)} requests, {limits}, {caches}, cost {self.cost}, room {self.room}"
 
 
 class Tipster:
@@ -204,15 +111,13 @@ def random_schedule(given: Subject, seed: int) -> Schedule:
         cost=(None, 0.01, 0.5)[rng.integers(3)] if guesses != "none" else None,
         room=int(rng.choice([4, 50, 1 << 30])),
         visits=visits,
+        image_cache=int(rng.choice([0, 5_000, 60_000, 300_000, 1 << 29])),
     )
 
 
 def changed(request: Generate, max_tokens: int, num_batch: int | None, client: str) -> Generate:
     """Return the same request, but for what changes no token of its reply."""
-    return Generate(
-        prompt=request.prompt, sampling=request.sampling, num_ctx=request.num_ctx, num_keep=request.num_keep,
-        max_tokens=max_tokens, num_batch=num_batch, client=client,
-    )  # fmt: skip
+    return msgspec.structs.replace(request, max_tokens=max_tokens, num_batch=num_batch, client=client)
 
 
 # --- playing it -------------------------------------------------------------------------------------------------------
@@ -247,15 +152,35 @@ class Recorded(Talk):
 class Stage:
     """A model in whose steps visitors come and go: all that happens, happens on the engine's own thread."""
 
-    def __init__(self, model: Any, on_step: Callable[[int], None]) -> None:
-        self._model, self._on_step, self._steps = model, on_step, 0
+    def __init__(self, model: Any, on_step: Callable[[], None]) -> None:
+        self._model, self._on_step = model, on_step
         self.embed, self.logits = model.embed, model.logits
 
     def forward(self, x: Floats, step: StepView) -> Floats:
         """Say that a step begins, and compute it."""
-        self._on_step(self._steps)
-        self._steps += 1
+        self._on_step()
         return self._model.forward(x, step)
+
+
+class Eye:
+    """A model's encoder of pictures, between whose slices they come and go too."""
+
+    def __init__(self, encoder: Encoder, on_step: Callable[[], None]) -> None:
+        self._encoder, self._on_step = encoder, on_step
+        self.config, self.together, self.most_atomic = encoder.config, encoder.together, encoder.most_atomic
+        self.prepare = encoder.prepare
+
+    def encode(self, images: Sequence[Prepared]) -> Generator[None, None, Sequence[Any]]:
+        """Encode as the model does, and say when a slice begins."""
+        self._on_step()
+        work = self._encoder.encode(images)
+        while True:
+            try:
+                next(work)
+            except StopIteration as finished:
+                return finished.value
+            yield
+            self._on_step()
 
 
 class Text:
@@ -277,6 +202,8 @@ class Outcome:
     visit: Visit
     spoken: Spoken
     end: Finished | Failed | None = None
+    images: list[Image] = field(default_factory=list)  # that it was shown
+    held: AsyncExitStack = field(default_factory=AsyncExitStack)  # they are, while it is computed
 
 
 class Play:
@@ -286,21 +213,29 @@ class Play:
         self.outcomes = [Outcome(visit, Spoken()) for visit in schedule.visits]
         self._coming = list(self.outcomes)
         self._leaving: list[tuple[int, Talk]] = []
-        self._present = 0
+        self._present = self._steps = 0
         self._over = threading.Event()
-        options = EngineOptions(schedule.limits, threads, given.element, schedule.positions, given.precise)
-        stage = Stage(given.loaded.model, self._on_step)
-        pace = Steady(schedule.cost, schedule.room)
-        self.engine = Engine(replace(given.loaded, model=stage), Text(), options=options, pace=pace)
+        options = EngineOptions(
+            schedule.limits, threads, given.element, schedule.positions, given.precise, image_cache=schedule.image_cache
+        )
+        loaded = replace(given.loaded, model=Stage(given.loaded.model, self._on_step))
+        if loaded.vision is not None:
+            loaded = replace(loaded, vision=Eye(loaded.vision, self._on_step))
+        self._streams = loaded.architecture.streams
+        self.engine = Engine(loaded, Text(), options=options, pace=Steady(schedule.cost, schedule.room))
+        self._viewer = Viewer(loaded.vision, self.engine.images, PLACEHOLDER) if loaded.vision else None
         for tiles in self.engine._cache.tiles:
             for numbers in tiles:
                 numbers.view(np.uint8).fill(0xFF)  # NaN, as another's broken reply might leave behind
 
     def run(self) -> None:
         """Play to the end. Raises TimeoutError if nothing moves."""
-        self._enter(self._coming.pop(0))
-        over = self._over.wait(PATIENCE_S)
-        self.engine.close()
+        with closing(asyncio.new_event_loop()) as self._loop:  # for the viewer, for whom those who enter wait
+            self._enter(self._coming.pop(0))
+            over = self._over.wait(PATIENCE_S)
+            self.engine.close()
+        if self._viewer is not None:
+            self._viewer.close()
         if not over:
             raise TimeoutError("the engine stands still")
 
@@ -308,25 +243,38 @@ class Play:
         visit = outcome.visit
         self._present += 1
         reply = Reply(Text(), NoStops(), frozenset(), visit.request.max_tokens)
-        table, emit = self.engine.new_table(), lambda event: self._hear(outcome, event)
-        talk = Recorded(visit.request, reply, table, emit, guesser=visit.guesser)
+        spans = self._looked(outcome)
+        table, emit = self.engine.new_table(spans), lambda event: self._hear(outcome, event)
+        talk = Recorded(visit.request, reply, table, emit, guesser=visit.guesser, spans=spans)
         talk.spoken = outcome.spoken
         if visit.leaves is not None:
             self._leaving.append((visit.leaves, talk))
         self.engine.submit(talk)
 
-    def _on_step(self, step: int) -> None:
-        while self._coming and self._coming[0].visit.arrives <= step:
+    def _looked(self, outcome: Outcome) -> Spans | None:
+        """Look at the pictures of a visit, as a server does: for the prompt first, and then for the reply."""
+        if self._viewer is None or not outcome.visit.request.media:
+            return None
+        for placed in outcome.visit.request.media:
+            self._loop.run_until_complete(self._viewer.look(placed.media))
+        spans = self._loop.run_until_complete(self._viewer.place(outcome.visit.request, outcome.held))
+        outcome.images = [span.image for span in spans]
+        return Spans(spans, self._streams)
+
+    def _on_step(self) -> None:
+        while self._coming and self._coming[0].visit.arrives <= self._steps:
             self._enter(self._coming.pop(0))
         for leaves, talk in self._leaving:
-            if leaves <= step:
+            if leaves <= self._steps:
                 self.engine.cancel(talk)
-        self._leaving = [pair for pair in self._leaving if pair[0] > step]
+        self._leaving = [pair for pair in self._leaving if pair[0] > self._steps]
+        self._steps += 1
 
     def _hear(self, outcome: Outcome, event: Event) -> None:
         if not isinstance(event, Finished | Failed):
             return
         outcome.end = event
+        self._loop.run_until_complete(outcome.held.aclose())
         self._present -= 1
         if not self._present and self._coming:
             self._enter(self._coming.pop(0))
@@ -349,6 +297,8 @@ def faults_of(given: Subject, play: Play) -> list[str]:
     found = [fault for outcome in play.outcomes if (fault := _fault(given, outcome)) is not None]
     if (held := play.engine.stats.held_blocks) > 0:
         found.append(f"{held} blocks are held by nobody")
+    if held := {image for outcome in play.outcomes for image in outcome.images if image.holders}:
+        found.append(f"{len(held)} pictures are held by nobody")
     return found
 
 
@@ -393,17 +343,6 @@ def _described(visit: Visit, spoken: Spoken, place: int) -> str:
         f"prompt of {len(request.prompt)}, chunks of {request.num_batch}, context {request.num_ctx}: token {place} is "
         f"{spoken.tokens[place]}, expected {visit.due.tokens[place]}; logits off by {off:.3g}"
     )
-
-
-def subjects(*, precise: bool) -> list[Callable[[], Subject]]:
-    """Return every model, still to be loaded: all files, then files with mixed layers and other caches."""
-    found = [lambda file=file: subject(file, precise=precise, element="f32" if precise else "f16") for file in FILES]
-    mixed = FILES[2] if precise else FILES[0]
-    found.append(lambda: subject(mixed, precise=precise, element="f32", mixed=True))
-    found.append(lambda: subject(FILES[2], precise=precise, element="f32", mixed=True))
-    if not precise:
-        found.append(lambda: subject(FILES[0], element="q8_0"))
-    return found
 
 
 def main() -> None:

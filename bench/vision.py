@@ -1,13 +1,17 @@
-"""How long encoding a picture takes: `python -m bench.vision [--layers 27] [--repeats 3]`.
+"""How long encoding a picture takes: `python -m bench.vision [--layers 27] [--repeats 3] [--turns]`.
 
 Writes a model of random weights in the shape of Gemma 3's encoder (SigLIP, 896 x 896 pixels, patches of 14, 1,152 wide,
 F16) with a decoder of one small layer, and has Puna and llama.cpp encode a picture of exactly that size in turns, each
 in a process of its own. Puna's operations in a second are shown beside what the machine's float units can do.
+
+With --turns, instead: the same model behind Puna's server, and how long a client waits for the first text of a turn
+about a picture of that size, of the next turn about it, and of one about the same picture by another client.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ctypes
 import json
 import statistics
@@ -15,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,7 @@ from puna.core.tensor.threads import default_threads
 
 from .ceilings import float_ceiling
 from .kernels import new_table
+from .turns import Turn, measure
 from .vocabulary import make_vocabulary
 
 HIDDEN, INNER, HEADS, PATCH, SIDE = 1152, 4304, 16, 14, 896
@@ -212,18 +218,46 @@ def _in_process(engine: str, text: Path, eye: Path, threads: int) -> float:
     return statistics.median(json.loads(done.stdout.splitlines()[-1]))
 
 
+FIGURES = {
+    "tokens of the prompt": "prompt", "computed": "computed", "computed again": "recomputed",
+    "pictures decoded": "decoded", "encoded": "encoded", "known": "hits",
+}  # fmt: skip
+
+
+def show_turns(turns: Sequence[Turn]) -> None:
+    """Print what each turn took, beside the first of them."""
+    shown = new_table("turns about a picture", [turn.name for turn in turns])
+    shown.add_row("first text, s", *(f"{turn.first_s:.3f}" for turn in turns))
+    shown.add_row("of the first turn's", *(f"{turn.first_s / turns[0].first_s:.1%}" for turn in turns))
+    for name, field in FIGURES.items():
+        shown.add_row(name, *(str(getattr(turn, field)) for turn in turns))
+    Console().print(shown)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.vision", description=__doc__)
     parser.add_argument("--layers", type=int, default=27)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--turns", action="store_true", help="measure turns of a chat, over HTTP")
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--files", nargs=2, type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.engine:
         print(json.dumps(ENGINES[given.engine](*given.files, given.threads, 2)))
         return
+    if given.turns:
+        with tempfile.TemporaryDirectory() as folder:
+            text, eye = make_files(Path(folder), given.layers)
+            files = {"decoder.gguf": text, "encoder.gguf": eye}
+            show_turns(asyncio.run(measure(files, side=SIDE, threads=given.threads)))
+        return
+    compare(given)
+
+
+def compare(given: argparse.Namespace) -> None:
+    """Have both engines encode in turns, and print what each took."""
     found: dict[str, list[float]] = {engine: [] for engine in ENGINES}
     with tempfile.TemporaryDirectory() as folder:
         files = make_files(Path(folder), given.layers)

@@ -274,7 +274,10 @@ class Encoder(Module):
         raise NotImplementedError
 
     def prepare_video(self, frames: Sequence[Picture]) -> Prepared:
-        """Return a video. Raises BadRequest if there is no such thing, or for frames that do not fit together."""
+        """Return a video of one frame or more, two for each second.
+
+        Raises BadRequest if there is no such thing, or for frames that do not fit together.
+        """
         raise BadRequest("this model reads images, not videos")
 
     def encode(self, images: Sequence[Prepared]) -> Generator[None, None, Sequence[Array]]:

@@ -354,7 +354,8 @@ class Vision(Encoder):
         turns = [rotations(stretch.places[:, rows], self.table) for rows, _ in pieces]
         xs: list[Array] = []
         for rows, _ in pieces:
-            xs.append(self.patches(stretch.pixels[stretch.order[rows]]))
+            pixels = stretch.pixels[stretch.order[rows]]
+            xs.append(self.by_frames(pixels, stretch.frames if len(pieces) == 1 else [len(pixels)]))
             yield
         for number, block in enumerate(self.blocks):
             if number in self.config.whole:
@@ -363,6 +364,18 @@ class Vision(Encoder):
             for i, (_, windows) in enumerate(pieces):
                 [xs[i]] = yield from block.forward([xs[i]], [turns[i]], windows)
         return xs
+
+    def by_frames(self, pixels: Array, frames: Sequence[int]) -> Array:  # [P, numbers] -> [P, D]
+        """Return what enters the first layer. frames: patches of each.
+
+        Every frame is a product of its own: the matrix library's sums depend on how many rows there are, and rows must
+        not depend on the company in which a picture is encoded.
+        """
+        found, start = [], 0
+        for size in frames:
+            found.append(self.patches(pixels[start : start + size]))
+            start += size
+        return concat(*found)
 
     def patches(self, pixels: Array) -> Array:  # [P, numbers] -> [P, D]
         """Return what enters the first layer."""

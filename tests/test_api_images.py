@@ -267,7 +267,13 @@ async def test_an_image_url_is_a_text_or_an_object(tmp_path, image):
         ({"type": "video", "video": []}, "invalid message format"),
         ({"type": "video", "video": [3]}, "invalid message format"),
         ({"type": "video", "video": ["x"]}, "invalid image input"),
-        ({"type": "video_url", "video_url": {"url": url("A")}}, "message parts of type video_url are not supported"),
+        ({"type": "video_url", "video_url": {"url": url("A")}}, "a video is read by its frames"),
+        ({"type": "video_url", "video_url": {"url": url("A", "video/mp4")}}, "a video is read by its frames"),
+        ({"type": "video_url", "video_url": "https://example.org/a.mp4"}, "a video is read by its frames"),
+        ({"type": "video_url", "video_url": url("A", "video/jpeg") + ",?"}, "illegal base64 data at input byte 0"),
+        ({"type": "video_url", "video_url": [url("A")]}, "invalid message format"),
+        ({"type": "video", "video": [url("A")], "fps": 1}, "videos are read at 2 frames a second"),
+        ({"type": "input_audio", "input_audio": {}}, "message parts of type input_audio are not supported"),
     ],
 )
 async def test_a_part_that_is_no_image_is_refused(tmp_path, part, said):
@@ -281,8 +287,18 @@ async def test_a_video_is_a_list_of_frames(tmp_path):
         await server.prompt("/v1/chat/completions", messages=[told("What ", video, "happens?")])
         assert server.runner.prompt.replace(ROW, "#") == "[user]What \n(#|##|#)\nhappens?[assistant]"
         [placed] = server.runner.seen[-1].media
-        assert placed.media == Media([b"A", b"BB", b"C"])
+        assert placed.media == Media([b"A", b"BB", b"C"], video=True)
         assert placed.at == [(13, 1), (15, 2), (18, 1)]
+
+
+@pytest.mark.parametrize("rate", [{}, {"fps": 2}, {"fps": 2.0}])
+async def test_a_video_is_also_a_data_url_of_frames(tmp_path, rate):
+    async with seeing(tmp_path) as server:
+        frames = ",".join(map(b64, ["A", "BB", "C"]))
+        video = {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}} | rate
+        await server.prompt("/v1/chat/completions", messages=[told("What ", video, "happens?")])
+        assert server.runner.prompt.replace(ROW, "#") == "[user]What \n(#|##|#)\nhappens?[assistant]"
+        assert server.runner.seen[-1].media[0].media == Media([b"A", b"BB", b"C"], video=True)
 
 
 async def test_frames_count_as_images(tmp_path):
@@ -290,6 +306,8 @@ async def test_frames_count_as_images(tmp_path):
         video = {"type": "video", "video": [url("A")] * 200}
         said = await server.refusal("/v1/chat/completions", messages=[told(video, *[picture("B")] * 57)])
         assert said == "a request has more than 256 images"
+        video = {"type": "video_url", "video_url": {"url": "data:video/jpeg;base64," + ",".join(["QQ=="] * 257)}}
+        assert await server.refusal("/v1/chat/completions", messages=[told(video)]) == said
 
 
 async def test_a_model_of_images_refuses_videos(tmp_path):
@@ -298,7 +316,7 @@ async def test_a_model_of_images_refuses_videos(tmp_path):
         said = await server.refusal("/v1/chat/completions", messages=[told("What?", video)])
         assert said == '"demo:latest" cannot read videos'
         one = {"type": "video", "video": [url("A")]}
-        assert await server.prompt("/v1/chat/completions", messages=[told(one)]) == "[user]\n(A)\n[assistant]"
+        assert await server.refusal("/v1/chat/completions", messages=[told(one)]) == said
 
 
 # Models that cannot see

@@ -1,7 +1,13 @@
-"""Pictures over HTTP, with real models: the reference's replies, and second turns that compute only what is new."""
+"""Pictures from a client's request to the reply: unmodified clients, real models, and the reference's words."""
+
+from __future__ import annotations
 
 import base64
+from contextlib import closing
 
+import anyio.to_thread
+import ollama
+import openai
 import pytest
 
 from puna.core.tensor.weights import open_weights
@@ -17,74 +23,163 @@ FILES = {
     "checkpoint": lambda folder: {file.name: file for file in sorted((folder / "hf").iterdir())},
     "pair": lambda folder: {file.name: file for file in sorted((folder / "gguf").glob("*.gguf"))},
 }
+GREEDY = {"temperature": 0, "num_predict": 16}
 
 
-def talks_of(family, kind):
+def talks_of(family: str, kind: str) -> list[dict]:
     """Return the conversations; for GGUF files those that the reference held with the sizes that these give."""
     known = cases(family)
     return (known.get("gguf", known) if kind == "pair" else known)["multimodal"]
 
 
-async def created(live, family, kind):
-    """Make a model of a fixture's files, and return its name."""
+async def create(live, family: str, kind: str = "checkpoint") -> None:
+    """Make the model "demo" of a fixture's files."""
     digests = {file: await upload(live.store, path) for file, path in FILES[kind](FIXTURES / family).items()}
-    name = family.replace(".", "")
-    answer = await live.http.post("/api/create", json={"model": name, "files": digests, "stream": False})
+    answer = await live.http.post("/api/create", json={"model": "demo", "files": digests, "stream": False})
     assert answer.json() == {"status": "success"}, answer.text
-    return name
 
 
-def picture(family, name):
-    return base64.b64encode((FIXTURES / family / "images" / f"{name}.png").read_bytes()).decode()
+def case(family: str, name: str) -> dict:
+    return next(case for case in cases(family)["multimodal"] if case["name"] == name)
 
 
-def as_openai(family, case):
+def image(family: str, name: str) -> bytes:
+    return (FIXTURES / family / "images" / f"{name}.png").read_bytes()
+
+
+def base64_of(family: str, name: str) -> str:
+    return base64.b64encode(image(family, name)).decode()
+
+
+def as_openai(family: str, case: dict) -> list[dict]:
     """Return the case's messages with its pictures as data URLs."""
-    shown = iter(case["images"])
-    messages = []
-    for message in case["messages"]:
-        parts = [
-            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture(family, next(shown))}"}}
-            if part["type"] == "image"
-            else part
-            for part in message["content"]
-        ]
-        text = message["role"] == "assistant"
-        messages.append({"role": message["role"], "content": parts[0]["text"] if text else parts})
-    return messages
+    files = iter(case["images"])
+
+    def part(given: dict) -> dict:
+        if given["type"] == "text":
+            return given
+        url = f"data:image/png;base64,{base64_of(family, next(files))}"
+        return {"type": "image_url", "image_url": {"url": url, "detail": "auto"}}
+
+    def content(message: dict) -> str | list[dict]:
+        parts = [part(given) for given in message["content"]]
+        return parts[0]["text"] if message["role"] == "assistant" else parts
+
+    return [message | {"content": content(message)} for message in case["messages"]]
+
+
+def words(family: str, tokens: list[int], kind: str = "checkpoint") -> str:
+    """What the reference says, up to the end of its reply."""
+    with closing(open_weights(FILES[kind](FIXTURES / family))) as source:
+        tokenizer = open_tokenizer(source)
+    ends = [at for at, token in enumerate(tokens) if token in tokenizer.stop_ids]
+    detokenizer = tokenizer.detokenizer([1])
+    return "".join(map(detokenizer.push, tokens[: min(ends, default=len(tokens))])) + detokenizer.flush()
+
+
+# ---- the reference's words -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_replies_to_pictures_are_the_references(tmp_path, family, kind):
-    tokenizer = open_tokenizer(open_weights(FILES[kind](FIXTURES / family)))
     async with running_server(tmp_path, local=True, precise=True) as live:
-        name = await created(live, family, kind)
-        shown = (await live.http.post("/api/show", json={"model": name})).json()
+        await create(live, family, kind)
+        shown = (await live.http.post("/api/show", json={"model": "demo"})).json()
         assert "vision" in shown["capabilities"]
-        for case in talks_of(family, kind):
-            body = {"model": name, "messages": as_openai(family, case), "temperature": 0, "max_tokens": 16}
+        for asked in talks_of(family, kind):
+            body = {"model": "demo", "messages": as_openai(family, asked), "temperature": 0, "max_tokens": 16}
             answer = (await live.http.post("/v1/chat/completions", json=body)).json()
-            assert answer["usage"]["prompt_tokens"] == len(case["ids"]), answer
-            ends = [at for at, token in enumerate(case["greedy"]) if token in tokenizer.stop_ids]
-            said = case["greedy"][: min(ends, default=len(case["greedy"]))]
-            assert answer["choices"][0]["message"]["content"] == tokenizer.decode(said)
+            assert answer["usage"]["prompt_tokens"] == len(asked["ids"]), answer
+            assert answer["choices"][0]["message"]["content"] == words(family, asked["greedy"], kind)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_ollamas_client_gets_the_references_words_about_a_picture(tmp_path, family):
+    asked = case(family, "one")
+    message = {"role": "user", "content": asked["messages"][0]["content"][1]["text"]}
+
+    def session(url):
+        with ollama.Client(host=url, trust_env=False) as client:
+            sent = message | {"images": [image(family, asked["images"][0])]}
+            reply = client.chat("demo", [sent], options=GREEDY)
+            return client.show("demo").capabilities, reply
+
+    async with running_server(tmp_path, precise=True) as live:
+        await create(live, family)
+        capabilities, reply = await anyio.to_thread.run_sync(session, live.url)
+    assert "vision" in capabilities
+    assert reply.prompt_eval_count == len(asked["ids"])
+    assert reply.message.content == words(family, asked["greedy"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["two", "text-image-text"])
+async def test_openais_client_gets_the_references_words_about_pictures_between_texts(tmp_path, family, name):
+    asked = case(family, name)
+
+    def session(url):
+        with openai.OpenAI(
+            base_url=f"{url}/v1", api_key="x", http_client=openai.DefaultHttpxClient(trust_env=False)
+        ) as client:
+            return client.chat.completions.create(
+                model="demo", messages=as_openai(family, asked), temperature=0, max_tokens=16
+            )
+
+    async with running_server(tmp_path, precise=True) as live:
+        await create(live, family)
+        reply = await anyio.to_thread.run_sync(session, live.url)
+    assert reply.usage.prompt_tokens == len(asked["ids"])
+    assert reply.choices[0].message.content == words(family, asked["greedy"])
+
+
+# ---- what is computed, and what is refused ---------------------------------------------------------------------------
+
+
+def figures(live) -> tuple[int, ...]:
+    """How many pictures were unknown, known, decoded and encoded."""
+    (resident,) = live.models.loaded()
+    found = resident.runner.stats.images
+    return found.misses, found.hits, found.prepared, found.encoded
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_a_second_turn_sees_and_computes_no_picture_again(tmp_path, family):
     async with running_server(tmp_path, precise=True) as live:
-        name = await created(live, family, "checkpoint")
-        messages = [{"role": "user", "content": "What is it?", "images": [picture(family, "gradient")]}]
-        body = {"model": name, "messages": messages, "stream": False, "options": {"temperature": 0, "num_predict": 8}}
+        await create(live, family)
+        messages = [{"role": "user", "content": "What is it?", "images": [base64_of(family, "gradient")]}]
+        body = {"model": "demo", "messages": messages, "stream": False, "options": GREEDY | {"num_predict": 8}}
         first = (await live.http.post("/api/chat", json=body)).json()
         (runner,) = [resident.runner for resident in live.models.loaded()]
         before = runner.stats
+        assert figures(live) == (1, 0, 1, 1)
         body["messages"] = [*messages, first["message"], {"role": "user", "content": "And in one word?"}]
         second = (await live.http.post("/api/chat", json=body)).json()
-        after = runner.stats
         assert second["done"]
-        assert before.images.prepared == before.images.encoded == 1
-        assert (after.images.prepared, after.images.encoded) == (1, 1)
-        new = after.prompt_tokens - before.prompt_tokens
+        assert figures(live) == (1, 1, 1, 1)
+        new = runner.stats.prompt_tokens - before.prompt_tokens
         assert new <= second["prompt_eval_count"] - first["prompt_eval_count"] + 32
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_a_picture_is_decoded_once_for_a_request_even_where_none_is_kept(tmp_path, family):
+    async with running_server(tmp_path, image_cache=0) as live:
+        await create(live, family)
+        message = {"role": "user", "content": "What is it?", "images": [base64_of(family, "alpha")]}
+        body = {"model": "demo", "messages": [message], "stream": False, "options": GREEDY}
+        assert (await live.http.post("/api/chat", json=body)).json()["done"]
+        assert figures(live) == (1, 0, 1, 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_a_process_of_its_own_sees_too_and_refuses_what_is_no_picture(tmp_path, family):
+    files = [image(family, "gradient"), b"nothing", b"\x89PNG"]
+    async with running_server(tmp_path, local=True) as live:
+        await create(live, family)
+        body = {"model": "demo", "prompt": "What?", "stream": False, "options": GREEDY}
+        answers = [
+            await live.http.post("/api/generate", json=body | {"images": [base64.b64encode(file).decode()]})
+            for file in files
+        ]
+    assert [answer.status_code for answer in answers] == [200, 400, 400], [answer.text for answer in answers]
+    assert answers[1].json()["error"].startswith("an image is damaged, or in no format that is read: PNG, JPEG, WEBP")

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from bench import schedules
-from bench.schedules import Play, Schedule, Spoken, Tipster, Visit, faults, prompts, random_schedule, subjects
+from bench.schedules import Play, Schedule, Tipster, Visit, faults, random_schedule
+from bench.subjects import SIZES, TOKENS, Spoken, prompts, subjects
 
 from puna.core.scheduler.guess import Lookup
 from puna.core.scheduler.messages import Finished
@@ -19,14 +20,14 @@ PACKED, PRECISE = subjects(precise=False), subjects(precise=True)
 WIDE = Limits(512, 32)
 
 
-@pytest.mark.parametrize("seed", range(36))
+@pytest.mark.parametrize("seed", range(2 * len(PACKED)))
 def test_a_reply_is_bit_for_bit_the_same_in_any_company(seed):
     given = PACKED[seed % len(PACKED)]()
     schedule = random_schedule(given, seed)
     assert faults(given, schedule) == [], schedule
 
 
-@pytest.mark.parametrize("seed", [0, 5, 6, 9, 10, 11])
+@pytest.mark.parametrize("seed", [0, 5, 6, 9, 10, 11, 12, 13, 14])
 def test_a_reply_in_float32_is_the_same_in_any_company_where_the_choice_is_clear(seed):
     """Sums of the matrix library depend on how many rows it is given, so that logits are close and not equal."""
     given = PRECISE[seed]()
@@ -45,7 +46,7 @@ def test_only_the_matrix_library_makes_a_difference_in_float32(monkeypatch):
 # ---- each way by itself, so that random schedules are known to go all of them --------------------------------------
 
 
-def visits(given, numbers, tokens=schedules.TOKENS, guesser=lambda request, due: None, chunk=None):
+def visits(given, numbers, tokens=TOKENS, guesser=lambda request, due: None, chunk=None):
     asked = [prompts(given)[number] for number in numbers]
     return [
         Visit(schedules.changed(request, tokens, chunk, ""), due, guesser(request, due), arrives=0, leaves=None)
@@ -61,8 +62,8 @@ def played(given, schedule):
     return play
 
 
-def made(given, numbers, *, limits=WIDE, positions=4000, cost=None, **options):
-    return Schedule(limits, positions, cost, 1 << 30, visits(given, numbers, **options))
+def made(given, numbers, *, limits=WIDE, positions=4000, cost=None, image_cache=1 << 29, **options):
+    return Schedule(limits, positions, cost, 1 << 30, visits(given, numbers, **options), image_cache)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,49 @@ def test_contexts_that_fill_up(given):
     assert play.engine.stats.recomputed_tokens > 0
 
 
+@pytest.fixture(scope="module", params=PACKED[10:12], ids=["gemma3", "qwen2.5"])
+def seeing(request):
+    return request.param()
+
+
+def showing(given):
+    """The numbers of the prompts with pictures."""
+    return [i for i, (request, _) in enumerate(prompts(given)) if request.media]
+
+
+def test_pictures_are_in_most_prompts_and_several_in_some(seeing):
+    counts = [len(request.media) for request, _ in prompts(seeing)]
+    assert sum(count > 0 for count in counts) > 6
+    assert max(counts) == 3
+    assert len({placed.media.frames[0] for request, _ in prompts(seeing) for placed in request.media}) == len(SIZES)
+
+
+@pytest.mark.parametrize("chunk", [1, 15, 33])
+def test_pictures_in_chunks(seeing, chunk):
+    played(seeing, made(seeing, showing(seeing), chunk=chunk, limits=Limits(8 * chunk, 8)))
+
+
+def test_pictures_that_many_see_are_encoded_once(seeing):
+    play = played(seeing, made(seeing, showing(seeing) * 2))
+    images = play.engine.stats.images
+    assert images.misses == images.prepared == images.encoded <= len(SIZES)
+    assert images.hits == sum(len(outcome.visit.request.media) for outcome in play.outcomes) - images.misses
+
+
+@pytest.mark.parametrize("limits", [WIDE, Limits(33, 2)], ids=["at once", "by twos"])
+def test_pictures_that_no_cache_keeps(seeing, limits):
+    play = played(seeing, made(seeing, showing(seeing), limits=limits, image_cache=0))
+    images = play.engine.stats.images
+    assert images.misses == images.prepared
+    assert (images.entries, images.nbytes, images.pinned) == (0, 0, 0)
+
+
+def test_replies_about_pictures_that_were_set_aside(seeing):
+    whole = [i for i in showing(seeing) if prompts(seeing)[i][0].num_ctx > 100]
+    play = played(seeing, made(seeing, whole * 5, limits=Limits(64, 32), positions=300))
+    assert play.engine.stats.preemptions > 0
+
+
 # ---- the judge -----------------------------------------------------------------------------------------------------
 
 
@@ -134,7 +178,9 @@ def test_a_reply_that_is_cancelled_though_nobody_left_is_found(given, leaves, fo
     assert schedules.faults_of(given, play) == found
 
 
-def test_equal_seeds_play_equal_schedules(given):
+@pytest.mark.parametrize("number", [0, 10])
+def test_equal_seeds_play_equal_schedules(number):
+    given = PACKED[number]()
     plays = [Play(given, random_schedule(given, 5), threads=2) for _ in range(2)]
     for play in plays:
         play.run()

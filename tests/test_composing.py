@@ -211,7 +211,7 @@ def test_a_text_that_begins_the_prompt_is_not_the_same_behind_something():
 def test_media_of_a_kind_that_a_model_does_not_read_name_the_model():
     runner, _, _ = opened("gemma3-vl")
     with pytest.raises(Unsupported, match='"demo" cannot read videos'):
-        asyncio.run(Composer(runner, "demo").compose([Media([b"1", b"2"])]))
+        asyncio.run(Composer(runner, "demo").compose([Media([b"1"], video=True)]))
     assert runner.looked == 0
 
 

@@ -39,9 +39,11 @@ def test_what_is_held_stays_and_what_has_no_room_beside_it_is_not_kept():
     images = cache()
     first, second = keep(images, b"a"), keep(images, b"b")
     images.hold(first), images.hold(second)
-    third = keep(images, b"c")
+    keep(images, b"c")
     assert known(images, b"a", b"b", b"c") == [b"a", b"b"]
+    third = keep(images, b"c")
     images.release(first)
+    del first
     images.hold(third)
     assert known(images, b"a", b"b", b"c") == [b"b", b"c"]
     assert images.stats.pinned == 2
@@ -75,6 +77,15 @@ def test_an_image_larger_than_the_limit_serves_those_who_hold_it():
     assert images.stats.entries == 0
     images.fill(image, np.ones((2, 10), np.float32))  # what it became is small enough
     assert images.stats.entries == 1
+
+
+def test_an_image_without_room_is_found_while_somebody_has_it():
+    images = cache(limit=0)
+    image = keep(images, b"a")
+    assert images.find(b"a") is keep(images, b"a") is image
+    assert (images.stats.entries, images.stats.nbytes) == (0, 0)
+    del image
+    assert known(images, b"a") == []
 
 
 def test_the_limit_holds_whatever_is_done():

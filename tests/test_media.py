@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from puna.core.errors import BadModel, BadRequest, ContextTooLong, RunnerDied, Unsupported
+from puna.core.scheduler import viewer
 from puna.core.scheduler.engine import EngineOptions
 from puna.core.scheduler.inline import InlineRunner
 from puna.core.scheduler.messages import Generate, Media, Piece, Placed
@@ -100,7 +101,8 @@ def test_a_picture_is_encoded_once_whoever_shows_it(runner):
     assert Eye.encoded == encoded + 1
     assert after.images.encoded == before.images.encoded + 1
     assert after.images.prepared == before.images.prepared + 1
-    assert after.images.hits >= before.images.hits + 3
+    assert after.images.misses == before.images.misses + 1
+    assert after.images.hits == before.images.hits + 2
 
 
 def test_a_second_turn_computes_only_what_is_new(runner):
@@ -129,6 +131,70 @@ def test_an_image_that_no_longer_fits_the_cache_still_serves_its_reply():
         assert runner.stats.images.nbytes == runner.stats.images.entries == 0
         with opened() as roomy:
             assert [found.logprobs for found in first] == [reply(roomy, *t, logprobs=0).logprobs for t in TALKS]
+
+
+@pytest.mark.parametrize("image_cache", [0, 5000, 1 << 29])
+def test_pictures_are_decoded_once_for_a_request_whatever_the_cache_keeps(image_cache):
+    with opened(image_cache=image_cache) as runner:
+        reply(runner, SHORT, A, B, SHORT, C, A)
+        first = runner.stats.images
+        assert (first.misses, first.hits, first.prepared, first.encoded) == (3, 1, 3, 3)
+        run(*[ask(runner, SHORT * 2, png(9), client=str(number)) for number in range(5)])
+        second = runner.stats.images
+        assert (second.misses, second.hits, second.prepared, second.encoded) == (4, 5, 4, 4)
+
+
+def test_the_first_show_of_a_picture_is_a_miss_and_the_next_turns_are_hits(runner):
+    new, before = png(54), runner.stats.images
+    told = []
+    for turn in (1, 2, 3):
+        reply(runner, SHORT, new, SHORT * turn)
+        now = runner.stats.images
+        told.append([getattr(now, name) - getattr(before, name) for name in ("misses", "hits", "prepared", "encoded")])
+    assert told == [[1, 0, 1, 1], [1, 1, 1, 1], [1, 2, 1, 1]]
+
+
+def test_what_is_no_picture_is_a_miss_that_prepares_nothing(runner):
+    before = runner.stats.images
+    with pytest.raises(BadRequest):
+        run(runner.look(Media([b"no picture"])))
+    after = runner.stats.images
+    assert (after.misses, after.prepared) == (before.misses + 1, before.prepared)
+
+
+def test_looks_without_a_reply_are_forgotten(monkeypatch):
+    monkeypatch.setattr(viewer, "LOOKED_S", 0)
+    with opened(image_cache=0) as runner:
+
+        async def late():
+            await runner.look(Media([A]))
+            forgotten = asyncio.Event()  # by a timer of the same moment, set later
+            asyncio.get_running_loop().call_later(0, forgotten.set)
+            await forgotten.wait()
+            await ask(runner, SHORT, A)
+
+        run(late())
+        assert runner.stats.images.prepared > 1
+
+
+def test_pictures_wait_for_replies_within_a_limit_and_the_latest_always(monkeypatch):
+    monkeypatch.setattr(viewer, "LOOKED_BYTES", 1)
+    with opened(image_cache=0) as runner:
+
+        async def looks():
+            for picture in (A, B):
+                await runner.look(Media([picture]))
+            before = runner.stats.images.prepared
+            for picture in (B, A):
+                placed = Placed(Media([picture]), [(0, 20)])
+                request = Generate(prompt=[0] * 20 + SHORT, media=[placed], sampling=GREEDY, num_ctx=512, max_tokens=1)
+                [_ async for _ in runner.generate(request)]
+                yield runner.stats.images.prepared - before
+
+        async def found():
+            return [prepared async for prepared in looks()]
+
+        assert run(found())[0] == [0, 1]
 
 
 def test_the_cache_keeps_its_limit_and_what_is_in_the_key_value_cache():
@@ -240,6 +306,8 @@ def test_what_cannot_be_read_is_refused(runner, data):
 
 def test_several_frames_are_refused_by_a_model_of_images(runner):
     with pytest.raises(BadRequest, match="not videos"):
+        run(runner.look(Media([A, A], video=True)))
+    with pytest.raises(BadRequest, match="of 2 files"):
         run(runner.look(Media([A, A])))
 
 

@@ -211,6 +211,17 @@ def test_the_rows_of_an_image_are_the_reference_s(model, image):
     np.testing.assert_allclose(rows, WANTED[IMAGES[image]["projected"]], rtol=0, atol=ATOL)
 
 
+def test_rows_of_an_image_are_bit_for_bit_the_same_in_any_company():
+    """Where products are those of packed weights, as models are served."""
+    served = load_model(QWEN, open_weights(HF), CpuLoader())
+    prepared = [served.vision.prepare(frame(*size)) for size in ((1, 56, 56), (2, 28, 112), (3, 224, 112), (4, 60, 33))]
+    alone = [encoded(served, image)[0] for image in prepared]
+    for company in ([0, 1, 2, 3], [1, 2], [3, 2, 1, 0]):
+        found = encoded(served, *[prepared[number] for number in company])
+        for number, rows in zip(company, found, strict=True):
+            np.testing.assert_array_equal(rows, alone[number])
+
+
 def test_images_of_different_sizes_are_encoded_together(model):
     prepared = [stored(name) for name in IMAGES]
     found, yields = drained(model.vision.encode(prepared))

@@ -13,6 +13,8 @@ from ..media import MediaReader
 from ..requests import type_name
 from .schema import ChatMessage
 
+MEDIA = ("image_url", "video", "video_url")  # types of parts
+FRAMES_A_SECOND = 2  # at which models take videos to be shown
 DETAILS = ("auto", "low", "high", None)  # accepted for what they are: each model has sizes of its own for images
 
 
@@ -28,7 +30,7 @@ async def conversation(messages: Sequence[ChatMessage], media: MediaReader) -> l
 def has_media(messages: Iterable[ChatMessage]) -> bool:
     """Whether there is anything but text in messages."""
     parts = (part for message in messages if isinstance(message.content, list) for part in message.content)
-    return any(isinstance(part, dict) and part.get("type") in ("image_url", "video") for part in parts)
+    return any(isinstance(part, dict) and part.get("type") in MEDIA for part in parts)
 
 
 async def _turn(message: ChatMessage, names: dict[str, str], media: MediaReader) -> Message:
@@ -64,10 +66,19 @@ async def _part(part: Any, media: MediaReader) -> Part:
                 raise BadRequest("invalid image input: detail must be auto, low or high")
             return await media.image(url)
         case {"type": "video", "video": [_, *_] as urls} if all(isinstance(url, str) for url in urls):
+            _check_rate(part)
             return await media.video(urls)
-        case {"type": str(kind)} if kind not in ("text", "refusal", "image_url", "video"):
+        case {"type": "video_url", "video_url": str(url) | {"url": str(url)}}:
+            _check_rate(part)
+            return await media.video_at(url)
+        case {"type": str(kind)} if kind not in ("text", "refusal", *MEDIA):
             raise Unsupported(f"message parts of type {kind} are not supported")
     raise BadRequest("invalid message format")
+
+
+def _check_rate(part: dict[str, Any]) -> None:
+    if part.get("fps", FRAMES_A_SECOND) != FRAMES_A_SECOND:
+        raise Unsupported(f"videos are read at {FRAMES_A_SECOND} frames a second: send as many, and no other fps")
 
 
 def _joined(parts: Sequence[Part]) -> str | tuple[Part, ...]:

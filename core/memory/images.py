@@ -1,13 +1,15 @@
 """The image cache: what became of pictures, found by their contents.
 
 An entry that somebody holds, or whose rows still lie in the key/value cache, is pinned; of the others the one used
-longest ago goes first. What has no room among the pinned is not kept: it lives as long as somebody holds it.
+longest ago goes first. What has no room among the pinned is not kept: it lives as long as somebody has it, and is found
+until then.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +27,8 @@ Floats = npt.NDArray[np.float32]
 class ImageStats(msgspec.Struct, frozen=True):
     """What the cache has done, and what it holds now."""
 
-    hits: int = 0  # pictures that were known
+    hits: int = 0  # pictures of requests that were known, ...
+    misses: int = 0  # ... and that were not
     prepared: int = 0  # pictures decoded and made ready
     encoded: int = 0
     evicted: int = 0
@@ -65,8 +68,9 @@ class ImageCache:
         """limit: bytes. resident: whether the key/value cache has a block of that name."""
         self._limit, self._resident = limit, resident
         self._images: OrderedDict[bytes, Image] = OrderedDict()  # those used longest ago first
+        self._alive: weakref.WeakValueDictionary[bytes, Image] = weakref.WeakValueDictionary()  # kept or not
         self._lock = threading.RLock()
-        self._hits = self._prepared = self._encoded = self._evicted = 0
+        self._hits = self._misses = self._prepared = self._encoded = self._evicted = 0
 
     @property
     def stats(self) -> ImageStats:
@@ -74,6 +78,7 @@ class ImageCache:
         with self._lock:
             return ImageStats(
                 self._hits,
+                self._misses,
                 self._prepared,
                 self._encoded,
                 self._evicted,
@@ -85,17 +90,22 @@ class ImageCache:
     def find(self, key: bytes) -> Image | None:
         """Return the image of that key; None if it is not known."""
         with self._lock:
-            image = self._images.get(key)
-            if image is not None:
-                self._hits += 1
+            if key in self._images:
                 self._images.move_to_end(key)
-            return image
+            return self._alive.get(key)
+
+    def count(self, *, known: bool) -> None:
+        """Note that a request has shown a picture."""
+        with self._lock:
+            self._hits += known
+            self._misses += not known
 
     def add(self, key: bytes, prepared: Prepared) -> Image:
         """Return a new image, or the one of that key if another thread was faster."""
         with self._lock:
             self._prepared += 1
-            image = self._images.get(key) or Image(key, prepared)
+            image = self._alive.get(key) or Image(key, prepared)
+            self._alive[key] = image
             self._keep(image)
             return image
 

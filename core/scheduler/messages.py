@@ -20,9 +20,15 @@ FailureKind = Literal["bad_request", "bad_model", "internal"]
 
 
 class Media(msgspec.Struct, frozen=True):
-    """An image file; several frames are a video."""
+    """An image, or a video: its frames, of which each is an image file."""
 
     frames: list[bytes]
+    video: bool = False  # which may have one frame only
+
+    @property
+    def kind(self) -> str:
+        """What a model has to read for it: "image" or "video"."""
+        return "video" if self.video else "image"
 
 
 class Sight(msgspec.Struct, frozen=True):

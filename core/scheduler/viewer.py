@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
 
 from ..errors import BadRequest
@@ -15,6 +17,18 @@ from .messages import Generate, Media, Sight
 from .spans import Span, spans_of
 
 THREADS = 2  # that decode: they have Python's own work to do, and leave the cores to what computes
+# Between the look at a picture and the reply about it a prompt is composed. Meanwhile the picture stays, whatever the
+# cache has room for: the latest one for certain, and others within so many bytes. Some looks no reply follows.
+LOOKED_S = 60.0
+LOOKED_BYTES = 256 << 20
+
+
+@dataclass(eq=False)
+class _Look:
+    """A look that no reply has followed yet."""
+
+    image: Image
+    timer: asyncio.TimerHandle | None = None  # that will forget it
 
 
 class Viewer:
@@ -23,18 +37,17 @@ class Viewer:
     def __init__(self, encoder: Encoder, images: ImageCache, placeholder: int) -> None:
         """placeholder: the token id that stands for a row."""
         self._encoder, self._images, self._placeholder = encoder, images, placeholder
-        self._processor = parameters(encoder.config)
+        self._processors = {kind: kind.encode() + parameters(encoder.config) for kind in ("image", "video")}
         self._threads = ThreadPoolExecutor(THREADS, "puna-images")
         self._looks: dict[bytes, asyncio.Task[Image]] = {}
+        self._looked: deque[_Look] = deque()  # the latest last
 
     async def look(self, media: Media) -> Sight:
         """Return what stands for media in a prompt. Raises BadRequest for what the model cannot read."""
-        image = await self._held(media)
-        try:
-            parts = [part if isinstance(part, str) else part.count for part in image.prepared.parts]
-            return Sight(parts, self._placeholder)
-        finally:
-            self._images.release(image)
+        image = await self._shown(await self._key(media), media)
+        self._remember(image)
+        parts = [part if isinstance(part, str) else part.count for part in image.prepared.parts]
+        return Sight(parts, self._placeholder)
 
     async def place(self, request: Generate, held: AsyncExitStack) -> list[Span]:
         """Return the spans of a request's media; their images stay until `held` is closed.
@@ -43,7 +56,8 @@ class Viewer:
         """
         spans: list[Span] = []
         for placed in request.media:
-            image = await self._held(placed.media)
+            image = await self._looked_at(placed.media)
+            self._images.hold(image)
             held.callback(self._images.release, image)
             expected = [part.count for part in image.prepared.parts if isinstance(part, Rows)]
             if [count for _, count in placed.at] != expected:
@@ -59,20 +73,47 @@ class Viewer:
         """End the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _held(self, media: Media) -> Image:
-        """Return the image, held once more."""
+    async def _key(self, media: Media) -> bytes:
         loop = asyncio.get_running_loop()
-        key = await loop.run_in_executor(self._threads, key_of, media.frames, self._processor)
-        image = self._images.find(key)
-        if image is None:
-            if key not in self._looks:  # of two requests with the same new picture one looks, for both
-                self._looks[key] = loop.create_task(self._new(key, media))
-                self._looks[key].add_done_callback(partial(self._looked, key))
-            image = await asyncio.shield(self._looks[key])
-        self._images.hold(image)
-        return image
+        return await loop.run_in_executor(self._threads, key_of, media.frames, self._processors[media.kind])
 
-    def _looked(self, key: bytes, task: asyncio.Task[Image]) -> None:
+    async def _shown(self, key: bytes, media: Media) -> Image:
+        """Return an image that a request shows, and count that."""
+        image, looking = self._images.find(key), self._looks.get(key)
+        self._images.count(known=image is not None or looking is not None)
+        if image is not None:
+            return image
+        if looking is None:  # of two requests with the same new picture one looks, for both
+            looking = self._looks[key] = asyncio.get_running_loop().create_task(self._new(key, media))
+            looking.add_done_callback(partial(self._done, key))
+        return await asyncio.shield(looking)
+
+    async def _looked_at(self, media: Media) -> Image:
+        """Return an image that is to be read now; who looked at it before has been counted."""
+        key = await self._key(media)
+        look = next((look for look in self._looked if look.image.key == key), None)
+        if look is None:
+            return await self._shown(key, media)
+        self._forget(look)
+        return look.image
+
+    def _remember(self, image: Image) -> None:
+        """Have an image until a reply about it begins, within limits."""
+        look = _Look(image)
+        look.timer = asyncio.get_running_loop().call_later(LOOKED_S, self._forget, look)
+        self._looked.append(look)
+        while len(self._looked) > 1 and self._waiting_bytes() > LOOKED_BYTES:
+            self._forget(self._looked[0])
+
+    def _waiting_bytes(self) -> int:
+        return sum(image.nbytes for image in {look.image for look in self._looked})
+
+    def _forget(self, look: _Look) -> None:
+        self._looked.remove(look)
+        if look.timer is not None:
+            look.timer.cancel()  # which would have the image until then
+
+    def _done(self, key: bytes, task: asyncio.Task[Image]) -> None:
         del self._looks[key]
         if not task.cancelled():
             task.exception()  # seen, also if nobody waits for it any more
@@ -82,7 +123,7 @@ class Viewer:
         return self._images.add(key, await loop.run_in_executor(self._threads, self._prepare, media))
 
     def _prepare(self, media: Media) -> Prepared:
+        if not media.frames or (len(media.frames) > 1 and not media.video):
+            raise BadRequest(f"media of {len(media.frames)} files, expected one image or the frames of a video")
         frames = [open_picture(frame) for frame in media.frames]
-        if not frames:
-            raise BadRequest("media without a single frame")
-        return self._encoder.prepare(frames[0]) if len(frames) == 1 else self._encoder.prepare_video(frames)
+        return self._encoder.prepare_video(frames) if media.video else self._encoder.prepare(frames[0])
