@@ -15,7 +15,9 @@ from ..core.settings import Settings
 from ..store import Store
 from . import ollama, openai
 from .access import Access
+from .bodies import BodyBudget
 from .errors import answer_failure, answer_nobody, answer_routing
+from .requests import MAX_BODIES_BYTES
 from .serving import Serving
 
 
@@ -24,7 +26,7 @@ def create_app(*, settings: Settings, store: Store, models: Models) -> Starlette
     serving = Serving(settings, store, models)
     return Starlette(
         routes=[Route("/", alive, methods=["GET"]), *ollama.routes(serving), *openai.routes(serving)],
-        middleware=[Middleware(Access, settings=settings)],
+        middleware=[Middleware(Access, settings=settings), Middleware(BodyBudget, most_bytes=MAX_BODIES_BYTES)],
         exception_handlers={
             404: answer_routing,
             405: answer_routing,

@@ -33,7 +33,11 @@ async def resolve(host: str, port: int) -> list[str]:
     return [str(where[0]) for *_, where in found]
 
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_REFUSED = [  # besides those that Python knows
+    ipaddress.ip_network("64:ff9b::/96"),  # leads to an IPv4 address, RFC 6052
+    ipaddress.ip_network("::/96"),  # did so once, RFC 4291, section 2.5.5.1
+    ipaddress.ip_network("fec0::/10"),  # a site's own, which RFC 3879 ends for new networks only
+]
 
 
 def is_public(address: str) -> bool:
@@ -44,8 +48,8 @@ def is_public(address: str) -> bool:
         return False
     if isinstance(found, ipaddress.IPv6Address):
         inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
-        if inner is not None or found in _NAT64:
-            return False  # which leads to an IPv4 address by a detour
+        if inner is not None or any(found in network for network in _REFUSED):
+            return False  # most of them lead to an IPv4 address by a detour
     return found.is_global and not found.is_multicast
 
 

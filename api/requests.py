@@ -10,10 +10,12 @@ import msgspec
 from starlette.requests import Request
 
 from ..core.errors import BadRequest
+from .bodies import hold
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_BODY_BYTES = 256 * 2**20
+MAX_BODIES_BYTES = 2 * MAX_BODY_BYTES  # of all requests in progress; what becomes of a body takes a few times as much
 MAX_VALUES = 2**20  # each takes a hundred bytes once parsed; a prompt with as many commas fits no context either
 
 _HALF_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -33,19 +35,20 @@ def client_of(request: Request) -> str:
 
 
 async def read_body(request: Request, kind: type[T], *, missing: str = "missing request body") -> T:
-    """Return the JSON body of request as a kind, whatever its Content-Type says. Raises BadRequest.
+    """Return the JSON body of request as a kind, whatever its Content-Type says. Raises BadRequest, and Busy.
 
     missing: what to say about an empty body.
     """
     body = bytearray()
     async for chunk in request.stream():
+        hold(request, len(chunk))
         body += chunk
         if len(body) > MAX_BODY_BYTES:
             raise BodyTooLarge(f"{MAX_BODY_BYTES} bytes")
-    return parse_body(bytes(body), kind, missing=missing)
+    return parse_body(body, kind, missing=missing)
 
 
-def parse_body(body: bytes, kind: type[T], *, missing: str = "missing request body") -> T:
+def parse_body(body: bytes | bytearray, kind: type[T], *, missing: str = "missing request body") -> T:
     """Return body as a kind, the way Go's decoder reads a request.
 
     Only the first JSON value counts. Keys of the outermost object match in any letter case, the last of equal keys

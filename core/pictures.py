@@ -82,8 +82,8 @@ def open_picture(data: bytes) -> Picture:
     """
     if len(data) > LARGEST_FILE:
         raise BadRequest(f"an image of {len(data)} bytes is too large; at most {LARGEST_FILE} are read")
-    check_file(data)
     try:
+        check_file(data)
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             check_size(*image.size)
             return Picture(_upright(_in_colour(image), image))

@@ -1,14 +1,23 @@
 """Reading request bodies as clients of Go servers write them."""
 
 import json
+from contextlib import asynccontextmanager
 
+import anyio
+import httpx2
 import msgspec
 import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
 
 from puna.api.asking import schema_of
-from puna.api.requests import BodyTooLarge, client_of, parse_body
-from puna.core.errors import BadRequest
+from puna.api.bodies import BodyBudget
+from puna.api.errors import answer_failure
+from puna.api.requests import BodyTooLarge, client_of, parse_body, read_body
+from puna.core.errors import BadRequest, Failure
 
 
 def sent_from(host, *headers):
@@ -96,3 +105,77 @@ def test_a_bad_body_is_refused_with_its_reason(body, said):
 def test_a_schema_is_passed_on_without_blanks_and_so_is_never_longer_than_it_was_sent():
     sent = '{"enum":[1,"é b",{"a":null}]}'
     assert schema_of(json.loads(sent)) == sent
+
+
+class Slow:
+    """A server of 100 bytes of bodies, whose answers to /slow begin at once and end when they are told to."""
+
+    def __init__(self):
+        self.begun, self.end = anyio.Event(), anyio.Event()
+
+    @asynccontextmanager
+    async def running(self):
+        app = Starlette(
+            routes=[Route("/slow", self._slow, methods=["POST"]), Route("/fast", self._fast, methods=["POST"])],
+            middleware=[Middleware(BodyBudget, most_bytes=100)],
+            exception_handlers={Failure: answer_failure},
+        )
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as http:
+            yield http
+
+    async def _slow(self, request):
+        await read_body(request, Body)
+        return StreamingResponse(self._answer())
+
+    async def _answer(self):
+        self.begun.set()
+        yield b"so"
+        await self.end.wait()
+
+    async def _fast(self, request):
+        await read_body(request, Body)
+        return PlainTextResponse("done")
+
+
+def of_length(count):
+    return b'{"model": "%s"}' % (b"m" * (count - 13))
+
+
+@pytest.mark.asyncio
+async def test_bodies_have_a_budget_until_their_requests_are_answered():
+    slow = Slow()
+    async with slow.running() as http:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: http.post("/slow", content=of_length(60)))
+            await slow.begun.wait()
+            refused = await http.post("/fast", content=of_length(41))
+            assert refused.status_code == 503
+            assert refused.json()["error"].startswith("server busy, please try again: requests in progress hold 60 of")
+            assert (await http.post("/fast", content=of_length(40))).status_code == 200
+            slow.end.set()
+        assert (await http.post("/fast", content=of_length(100))).status_code == 200
+
+
+@pytest.mark.asyncio
+async def test_a_body_counts_as_it_arrives_and_not_as_it_is_announced():
+    async def trickling():
+        yield of_length(60)
+        slow.begun.set()
+        await slow.end.wait()
+
+    slow = Slow()
+    async with slow.running() as http, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: http.post("/fast", content=trickling(), headers={"Content-Length": "100"}))
+        await slow.begun.wait()
+        assert (await http.post("/fast", content=of_length(40))).status_code == 200
+        assert (await http.post("/fast", content=of_length(41))).status_code == 503
+        slow.end.set()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("content", "status"), [(of_length(100), 200), (b"x" * 100, 400), (b"x" * 101, 503)])
+async def test_what_a_request_held_is_given_back_however_it_ends(content, status):
+    async with Slow().running() as http:
+        for _ in range(3):
+            assert (await http.post("/fast", content=content)).status_code == status
+        assert (await http.post("/fast", content=of_length(100))).status_code == 200

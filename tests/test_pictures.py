@@ -366,7 +366,8 @@ def box(name: bytes, *inner: bytes) -> bytes:
 def unit(type: int, bits: str) -> bytes:
     """A unit of an AV1 stream."""
     content = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
-    return bytes([type << 3 | 2, len(content)]) + content
+    size = bytes([len(content)]) if len(content) < 128 else bytes([len(content) & 127 | 128, len(content) >> 7])
+    return bytes([type << 3 | 2]) + size + content
 
 
 def still(width: int, height: int) -> bytes:
@@ -374,11 +375,20 @@ def still(width: int, height: int) -> bytes:
     return unit(1, f"000110000011111111{width - 1:016b}{height - 1:016b}")
 
 
-def moving(width_bits: int, height_bits: int) -> bytes:
+def moving(width: int, height: int, *, regular: bool = True) -> bytes:
     """The header of a stream of many frames, with all that may be in it: clocks, models, two points to work at."""
-    clocks = "1" + "0" * 64 + "1" + "00101" + "1" + "00111" + "0" * 42
+    clocks = "1" + "0" * 64 + ("1" + "00101" if regular else "0") + "1" + "00111" + "0" * 42
     points = "1" + "00001" + 2 * ("0" * 12 + "01001" + "0" + "1" + "0" * 17 + "1" + "0" * 4)
-    return unit(1, "00000" + clocks + points + f"{width_bits - 1:04b}{height_bits - 1:04b}" + "1" * 32)
+    bits = [(side - 1).bit_length() for side in (width, height)]
+    sizes = f"{bits[0] - 1:04b}{bits[1] - 1:04b}{width - 1:0{bits[0]}b}{height - 1:0{bits[1]}b}"
+    return unit(1, "00000" + clocks + points + sizes + "1" + "0001" + "010" + "0" * 7 + "100" + "01" + "1")
+
+
+def frame(kind: int = 0, *, shown: bool = True, regular: bool = True, own_size: bool = False, type: int = 6) -> bytes:
+    """The header of a frame in such a stream, as far as where it says whether it has a size of its own."""
+    start = "0" + f"{kind:02b}" + ("1" if shown else "00") + ("" if regular or not shown else "1")
+    resilient = "" if kind == 3 or (kind == 0 and shown) else "0"
+    return unit(type, start + resilient + "00" + "0" * 6 + ("" if kind == 3 else str(int(own_size))) + "0" * 40)
 
 
 START = box(b"ftyp", b"avif\0\0\0\0avifmif1miaf")
@@ -391,6 +401,19 @@ def items(*contents: bytes, times: int = 1) -> bytes:
         extents += struct.pack(">HHHHII", number, 1, 0, 1, sum(map(len, contents[:number])), len(content)) * times
     places = struct.pack(">IBBH", 1 << 24, 0x44, 0, len(contents) * times) + extents
     return START + box(b"meta", b"\0\0\0\0", box(b"iloc", places), box(b"idat", *contents))
+
+
+def scattered(count: int, pieces: int) -> bytes:
+    """An AVIF file of items in pieces of one byte."""
+    item = struct.pack(">IHHH", 1, 0, 0, pieces) + struct.pack(">II", 0, 1) * pieces
+    return START + box(b"meta", b"\0\0\0\0", box(b"iloc", struct.pack(">IBBI", 2 << 24, 0x44, 0, count), item * count))
+
+
+def nested(depth: int) -> bytes:
+    data = b""
+    for _ in range(depth):
+        data = box(b"moov", data)
+    return data
 
 
 def track(stream: bytes, *, places: bytes = b"stco") -> bytes:
@@ -465,9 +488,17 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "100 MB of nothing": lambda: b"\xff\xd8\xff" + b"\0" * (100 << 20),
     "an AVIF whose frame is 16000 x 16000": lambda: items(still(16000, 16000)),
     "an AVIF whose second frame is 16000 x 16000": lambda: items(still(16, 16), unit(2, "0") + still(16000, 16000)),
-    "an AVIF of frames of up to 16384 x 8192": lambda: track(unit(2, "0") + moving(14, 13)),
-    "the same of a file that could be larger": lambda: track(moving(14, 13), places=b"co64"),
+    "an AVIF of frames of up to 16384 x 8192": lambda: track(moving(8700, 4100) + frame(own_size=True)),
+    "the same of a file that could be larger": lambda: track(moving(16384, 8192), places=b"co64"),
     "an AVIF of a million parts": lambda: items(b"\x12\0" * 10**6),
+    "an AVIF of 40,000 sequence headers": lambda: items(moving(100, 60) * 40_000),
+    "an AVIF of an item in 60,000 pieces": lambda: scattered(1, 60_000),
+    "an AVIF of 100 items in 50 pieces each": lambda: scattered(100, 50),
+    "an AVIF of a million items without pieces": lambda: scattered(10**6, 0),
+    "an AVIF of 100 tables of the same items": lambda: START + box(b"iloc", b"\0" * 7 + b"d") * 100 + b"\0" * 10**6,
+    "an AVIF of a million boxes": lambda: START + box(b"free") * 10**6,
+    "an AVIF of 3000 boxes inside of one another": lambda: START + nested(3000),
+    "an AVIF whose clock stands": lambda: items(unit(1, "00000" + "1" + "0" * 64 + "1" + "0" * 800)),
     "an AVIF of a thousand items that are all of it": lambda: items(b"\x12\x7f" + b"\0" * 10**6, times=1000),
     "an AVIF of 20 MB": lambda: b"\0\0\0\x1cftypavif" + b"\0" * (20 << 20),
 }  # fmt: skip
@@ -527,17 +558,53 @@ def test_frames_in_avif_files_are_found(mode, frames):
     data = encoded(images[0], "AVIF", save_all=True, append_images=images[1:])
     found = list(frame_sizes(data))
     assert len(found) >= 1 + (mode == "RGBA")
-    assert set(found) <= {(100, 60), (128, 64)}
+    assert set(found) == {(100, 60)}
     assert open_picture(data).image.size == (100, 60)
 
 
 def test_frames_are_as_large_as_their_streams_say():
     assert list(frame_sizes(items(still(100, 60), unit(5, "0") + still(7, 9)))) == [(100, 60), (7, 9)]
-    assert list(frame_sizes(track(unit(2, "0") + moving(11, 9)))) == [(2048, 512)]
+    assert list(frame_sizes(track(unit(2, "0") + moving(8700, 4100)))) == [(8700, 4100)]
     assert list(frame_sizes(START)) == list(frame_sizes(TINY_PNG)) == []
 
 
-@pytest.mark.parametrize("data", [items(still(100, 60)), track(moving(11, 9)), track(moving(11, 9), places=b"co64")])
+@pytest.mark.parametrize("regular", [True, False])
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("kind", range(4))
+@pytest.mark.parametrize("type", [3, 6, 7])
+def test_frames_with_sizes_of_their_own_may_be_as_large_as_its_bits_allow(type, kind, shown, regular):
+    start = moving(8700, 4100, regular=regular)
+    for own_size in (False, True):
+        header = frame(kind, shown=shown, regular=regular, own_size=own_size, type=type)
+        largest = (16384, 8192) if own_size or kind == 3 else (8700, 4100)
+        assert list(frame_sizes(track(start + header))) == [(8700, 4100), largest]
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [
+        ("40,000 sequence headers", "4096 sequence headers"),
+        ("an item in 60,000 pieces", "4096 pieces of items"),
+        ("100 items in 50 pieces each", "4096 pieces of items"),
+        ("a million items without pieces", "4096 pieces of items"),
+        ("100 tables of the same items", "4096 pieces of items"),
+        ("a million boxes", "4096 boxes"),
+        ("a million parts", "65536 parts"),
+    ],
+)
+def test_the_parts_of_an_avif_file_are_limited_by_kind(name, limit):
+    assert refused(BOMBS[f"an AVIF of {name}"]()) == f"an AVIF image has more than {limit}"
+
+
+def test_boxes_may_be_as_deep_as_those_of_a_track_with_some_to_spare():
+    assert list(frame_sizes(START + nested(7) + items(still(100, 60))[len(START) :])) == [(100, 60)]
+    assert refused(START + nested(8)) == "an AVIF image has more than 8 boxes inside of one another"
+
+
+MOVIE = moving(2048, 512) + frame()
+
+
+@pytest.mark.parametrize("data", [items(still(100, 60)), track(MOVIE), track(MOVIE, places=b"co64")])
 def test_damaged_avif_files_are_walked_to_an_end(data):
     chance = random.Random(3)
     for end in range(len(data)):
