@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,12 +20,13 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from .errors import BadRequest
-from .image_files import check_file, check_size, orientation
+from .image_files import MOST_PIXELS, check_file, check_size, orientation
 
 Filter = Literal["bilinear", "bicubic"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")  # those of them that Pillow has a decoder for
 LARGEST_FILE = 100 << 20  # bytes
+VIDEO_PIXELS = 2 * MOST_PIXELS  # of all frames, which are in memory together, at three bytes each
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _BAND = 256  # rows that are converted at a time, so that a large picture is in memory once and not three times
@@ -80,13 +83,31 @@ def open_picture(data: bytes) -> Picture:
 
     Raises BadRequest for what is no such file, is damaged, or is too large; that is seen before pixels are decoded.
     """
+    with _opened(data) as image:
+        return Picture(_upright(_in_colour(image), image))
+
+
+def open_frames(files: Sequence[bytes]) -> list[Picture]:
+    """Return the frames of a video. Raises BadRequest as `open_picture`, and for too many pixels in all."""
+    pixels = 0
+    for data in files:
+        with _opened(data) as image:
+            pixels += math.prod(image.size)
+        if pixels > VIDEO_PIXELS:
+            raise BadRequest(f"the frames of a video have too many pixels; at most {VIDEO_PIXELS} are read in all")
+    return [open_picture(data) for data in files]
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Open an image file whose size is sound, for as long as it is read. Turns what goes wrong into BadRequest."""
     if len(data) > LARGEST_FILE:
         raise BadRequest(f"an image of {len(data)} bytes is too large; at most {LARGEST_FILE} are read")
     try:
         check_file(data)
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             check_size(*image.size)
-            return Picture(_upright(_in_colour(image), image))
+            yield image
     except BadRequest:
         raise
     except UnidentifiedImageError:

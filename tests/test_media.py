@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from puna.core.errors import BadModel, BadRequest, ContextTooLong, RunnerDied, Unsupported
+from puna.core.errors import BadModel, BadRequest, Busy, ContextTooLong, RunnerDied, Unsupported
 from puna.core.scheduler import viewer
 from puna.core.scheduler.engine import EngineOptions
 from puna.core.scheduler.inline import InlineRunner
@@ -341,3 +341,33 @@ def test_a_reply_that_outgrows_its_context_drops_whole_pictures(runner):
     found = reply(runner, [5] * 6, A, [9] * 10, num_ctx=40, max_tokens=60)
     assert len(found.tokens) == 60
     assert found.finished.shifted >= 20
+
+
+class Understated(Eye):
+    """An encoder whose rows are more, together, than it says."""
+
+    most_atomic = 3
+
+
+def test_more_rows_together_than_the_encoder_says_are_refused():
+    with opened(seeing(Understated, both_ways=True)) as runner, pytest.raises(BadModel, match="most_atomic says 3"):
+        run(runner.look(Media([A])))
+
+
+def test_a_look_at_a_model_that_is_unloaded_is_told_so():
+    with opened() as runner:
+        asyncio.run(runner.close())
+        with pytest.raises(Busy, match="unloaded"):
+            run(runner.look(Media([A])))
+
+
+def test_pictures_that_wait_are_limited(monkeypatch):
+    monkeypatch.setattr(viewer, "WAITING_BYTES", 0)
+    with opened(image_cache=0) as runner:
+
+        async def looks():
+            await runner.look(Media([A]))
+            with pytest.raises(Busy, match="too many images"):
+                await runner.look(Media([B]))
+
+        run(looks())

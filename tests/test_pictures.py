@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, features
 
+from puna.core import pictures
 from puna.core.avif import frame_sizes
 from puna.core.errors import BadRequest
-from puna.core.pictures import Picture, open_picture
+from puna.core.pictures import Picture, open_frames, open_picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")  # as it is outside of tests
 
@@ -636,3 +637,12 @@ def slightly_below() -> Iterator[bytes]:
 @pytest.mark.parametrize("number", range(6))
 def test_what_real_files_hold_is_below_every_limit(number):
     assert open_picture(list(slightly_below())[number]).image.mode == "RGB"
+
+
+def test_frames_of_a_video_may_have_so_many_pixels_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(file, "PNG")
+    monkeypatch.setattr(pictures, "VIDEO_PIXELS", 40 * 30 * 2)
+    assert [(frame.width, frame.height) for frame in open_frames([file.getvalue()] * 2)] == [(40, 30)] * 2
+    with pytest.raises(BadRequest, match="frames of a video have too many pixels"):
+        open_frames([file.getvalue()] * 3)

@@ -66,7 +66,7 @@ class ImageCache:
 
     def __init__(self, limit: int, resident: Callable[[bytes], bool]) -> None:
         """limit: bytes. resident: whether the key/value cache has a block of that name."""
-        self._limit, self._resident = limit, resident
+        self.limit, self._resident = limit, resident
         self._images: OrderedDict[bytes, Image] = OrderedDict()  # those used longest ago first
         self._alive: weakref.WeakValueDictionary[bytes, Image] = weakref.WeakValueDictionary()  # kept or not
         self._lock = threading.RLock()
@@ -86,6 +86,12 @@ class ImageCache:
                 sum(self._pinned(image) for image in self._images.values()),
                 self._nbytes(),
             )
+
+    @property
+    def alive_bytes(self) -> int:
+        """Bytes of all images that anybody has, kept here or not."""
+        with self._lock:
+            return sum(image.nbytes for image in self._alive.values())
 
     def find(self, key: bytes) -> Image | None:
         """Return the image of that key; None if it is not known."""
@@ -137,11 +143,11 @@ class ImageCache:
         """Keep an image if there is room for it, when others have gone that need not stay."""
         self._images.pop(image.key, None)
         self._make_room(image.nbytes)
-        if self._nbytes() + image.nbytes <= self._limit:
+        if self._nbytes() + image.nbytes <= self.limit:
             self._images[image.key] = image
 
     def _make_room(self, nbytes: int) -> None:
-        excess = self._nbytes() + nbytes - self._limit
+        excess = self._nbytes() + nbytes - self.limit
         for image in list(self._images.values()):
             if excess <= 0:
                 return

@@ -96,8 +96,7 @@ class InlineRunner:
     @property
     def memory_bytes(self) -> int:
         """Bytes of weights, of key/value cache, and of images and what became of them, in use now."""
-        stats = self._engine.stats
-        return self._facts.weight_bytes + stats.resident_bytes + stats.images.nbytes
+        return self._facts.weight_bytes + self._engine.stats.resident_bytes + self._engine.images.alive_bytes
 
     @property
     def stats(self) -> EngineStats:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import ParamSpec, TypeVar
 
-from ..errors import BadRequest
+from ..errors import BadModel, BadRequest, Busy
 from ..memory.images import Image, ImageCache, key_of, parameters
-from ..pictures import open_picture
+from ..pictures import open_frames, open_picture
 from ..plugin import Encoder, Prepared, Rows
 from .messages import Generate, Media, Sight
 from .spans import Span, spans_of
@@ -21,6 +23,11 @@ THREADS = 2  # that decode: they have Python's own work to do, and leave the cor
 # cache has room for: the latest one for certain, and others within so many bytes. Some looks no reply follows.
 LOOKED_S = 60.0
 LOOKED_BYTES = 256 << 20
+WAITING_BYTES = 1 << 30  # of pictures that requests wait with, beyond what the cache may keep
+UNLOADED = "the model was unloaded before its images were read"
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(eq=False)
@@ -41,9 +48,13 @@ class Viewer:
         self._threads = ThreadPoolExecutor(THREADS, "puna-images")
         self._looks: dict[bytes, asyncio.Task[Image]] = {}
         self._looked: deque[_Look] = deque()  # the latest last
+        self._closed = False
 
     async def look(self, media: Media) -> Sight:
-        """Return what stands for media in a prompt. Raises BadRequest for what the model cannot read."""
+        """Return what stands for media in a prompt.
+
+        Raises BadRequest for what the model cannot read, Busy if too many pictures wait, or the model is unloaded.
+        """
         image = await self._shown(await self._key(media), media)
         self._remember(image)
         parts = [part if isinstance(part, str) else part.count for part in image.prepared.parts]
@@ -71,11 +82,23 @@ class Viewer:
 
     def close(self) -> None:
         """End the threads."""
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _key(self, media: Media) -> bytes:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, key_of, media.frames, self._processors[media.kind])
+        return await self._threaded(key_of, media.frames, self._processors[media.kind])
+
+    async def _threaded(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return what a thread makes of it. Raises Busy if the viewer is closed meanwhile."""
+        if self._closed:
+            raise Busy(UNLOADED)
+        coming = self._threads.submit(work, *args, **kwargs)
+        try:
+            return await asyncio.wrap_future(coming)
+        except asyncio.CancelledError:
+            if self._closed and coming.cancelled():
+                raise Busy(UNLOADED) from None
+            raise
 
     async def _shown(self, key: bytes, media: Media) -> Image:
         """Return an image that a request shows, and count that."""
@@ -119,11 +142,20 @@ class Viewer:
             task.exception()  # seen, also if nobody waits for it any more
 
     async def _new(self, key: bytes, media: Media) -> Image:
-        loop = asyncio.get_running_loop()
-        return self._images.add(key, await loop.run_in_executor(self._threads, self._prepare, media))
+        if self._images.alive_bytes > self._images.limit + WAITING_BYTES:
+            raise Busy("too many images wait to be read: try again later")
+        return self._images.add(key, await self._threaded(self._prepare, media))
 
     def _prepare(self, media: Media) -> Prepared:
         if not media.frames or (len(media.frames) > 1 and not media.video):
             raise BadRequest(f"media of {len(media.frames)} files, expected one image or the frames of a video")
-        frames = [open_picture(frame) for frame in media.frames]
-        return self._encoder.prepare_video(frames) if media.video else self._encoder.prepare(frames[0])
+        encoder = self._encoder
+        if media.video:
+            prepared = encoder.prepare_video(open_frames(media.frames))
+        else:
+            prepared = encoder.prepare(open_picture(media.frames[0]))
+        rows = [part for part in prepared.parts if isinstance(part, Rows)]
+        atomic = max((part.count for part in rows if part.atomic or part.both_ways), default=0)
+        if atomic > encoder.most_atomic:  # steps and caches have room for so many
+            raise BadModel(f"an image has {atomic} atomic rows; its encoder's most_atomic says {encoder.most_atomic}")
+        return prepared
