@@ -24,10 +24,8 @@ class BodyBudget:
         def take(count: int) -> None:
             nonlocal held
             if self._held + count > self._most:
-                raise Busy(
-                    f"server busy, please try again: requests in progress hold {self._held} of {self._most} bytes that "
-                    "their bodies may have together"
-                )
+                self._held, held = self._held - held, 0  # at once, so that not all that arrive together fail
+                raise Busy(f"server busy, please try again: requests in progress may hold {self._most} bytes in all")
             held += count
             self._held += count
 
@@ -39,5 +37,8 @@ class BodyBudget:
 
 
 def hold(request: Request, count: int) -> None:
-    """Count so many bytes of a request as they arrive: what a client only announces takes nothing. Raises Busy."""
+    """Count so many bytes of a request as they arrive: what a client only announces takes nothing.
+
+    Raises Busy where there is no room for them; then nothing of the request counts any longer, and it is to be dropped.
+    """
     request.scope[_HOLD](count)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 from starlette.requests import Request
 
-from ..core.errors import BadRequest
+from ..core.errors import BadRequest, Busy
 from .bodies import hold
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -39,13 +39,28 @@ async def read_body(request: Request, kind: type[T], *, missing: str = "missing 
 
     missing: what to say about an empty body.
     """
-    body = bytearray()
+    return parse_body(await _received(request), kind, missing=missing)
+
+
+async def _received(request: Request) -> bytearray:
+    """Return the body of request. Raises BodyTooLarge, and Busy once all has come, for a client that sends is deaf."""
+    body, size = bytearray(), 0
+    refusal: Busy | None = None
     async for chunk in request.stream():
-        hold(request, len(chunk))
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
             raise BodyTooLarge(f"{MAX_BODY_BYTES} bytes")
-    return parse_body(body, kind, missing=missing)
+        if refusal:
+            continue
+        try:
+            hold(request, len(chunk))
+            body += chunk
+        except Busy as error:
+            refusal = error
+            body.clear()
+    if refusal:
+        raise refusal
+    return body
 
 
 def parse_body(body: bytes | bytearray, kind: type[T], *, missing: str = "missing request body") -> T:

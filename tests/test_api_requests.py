@@ -150,7 +150,8 @@ async def test_bodies_have_a_budget_until_their_requests_are_answered():
             await slow.begun.wait()
             refused = await http.post("/fast", content=of_length(41))
             assert refused.status_code == 503
-            assert refused.json()["error"].startswith("server busy, please try again: requests in progress hold 60 of")
+            said = "server busy, please try again: requests in progress may hold 100 bytes in all"
+            assert refused.json() == {"error": said}
             assert (await http.post("/fast", content=of_length(40))).status_code == 200
             slow.end.set()
         assert (await http.post("/fast", content=of_length(100))).status_code == 200
@@ -169,6 +170,28 @@ async def test_a_body_counts_as_it_arrives_and_not_as_it_is_announced():
         await slow.begun.wait()
         assert (await http.post("/fast", content=of_length(40))).status_code == 200
         assert (await http.post("/fast", content=of_length(41))).status_code == 503
+        slow.end.set()
+
+
+@pytest.mark.asyncio
+async def test_a_refused_body_makes_room_at_once_and_is_read_to_its_end():
+    async def trickling():
+        yield of_length(60)
+        yield b"x" * 41
+        slow.begun.set()
+        await slow.end.wait()
+        yield b"x" * 500
+        read.append("all")
+
+    async def refused():
+        assert (await http.post("/fast", content=trickling())).status_code == 503
+        assert read == ["all"]
+
+    slow, read = Slow(), []
+    async with slow.running() as http, anyio.create_task_group() as tasks:
+        tasks.start_soon(refused)
+        await slow.begun.wait()
+        assert (await http.post("/fast", content=of_length(100))).status_code == 200
         slow.end.set()
 
 
