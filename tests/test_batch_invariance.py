@@ -153,7 +153,7 @@ def test_pictures_that_no_cache_keeps(seeing, limits):
 
 def test_replies_about_pictures_that_were_set_aside(seeing):
     whole = [i for i in showing(seeing) if prompts(seeing)[i][0].num_ctx > 100]
-    play = played(seeing, made(seeing, whole * 5, limits=Limits(64, 32), positions=300))
+    play = played(seeing, made(seeing, whole * 3, limits=Limits(64, 3), positions=1))
     assert play.engine.stats.preemptions > 0
 
 
