@@ -14,6 +14,7 @@ Unit = Literal["tokens/s", "s", "GB"]
 
 GROUPS: tuple[Group, ...] = get_args(Group)
 DECODED = 32  # tokens of every reply that is timed
+WHOLE, BEHIND = "whole prompt", "decode behind"  # what is timed of a reply to a long prompt
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def effort(row: Row, value: float, work: Work) -> Effort | None:
     """Return the weights multiplied, or read, in a second at that many tokens/s; None for a row that is no speed."""
     if row.unit != "tokens/s":
         return None
-    if row.group == "prefill":
+    if row.group == "prefill" or row.name.startswith(WHOLE):
         return Effort(value * work.operations, "operations")
     passes = value / row.size if row.group == "streams" else value  # a pass reads the weights once for all replies
     return Effort(passes * work.read_bytes, "bytes")
@@ -50,7 +51,7 @@ def effort(row: Row, value: float, work: Work) -> Effort | None:
 ROWS = (
     *(Row("prefill", f"prefill {size:,}", "tokens/s", size) for size in (32, 128, 512, 2048)),
     Row("decode", "decode", "tokens/s"),
-    *(Row("context", f"decode behind {size:,}", "tokens/s", size) for size in (2048, 8192)),
+    *(Row("context", f"{phase} {size:,}", "tokens/s", size) for size in (2048, 8192) for phase in (WHOLE, BEHIND)),
     *(Row("streams", f"{size} replies at once", "tokens/s", size) for size in (4, 8, 16)),
     Row("load", "load", "s"),
     Row("load", "first token", "s"),

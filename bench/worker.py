@@ -6,7 +6,7 @@ import argparse
 import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from .engines import BATCH, ENGINES, Engine, Setting
-from .rows import DECODED, GROUPS, Group, rows_of
+from .rows import BEHIND, DECODED, GROUPS, WHOLE, Group, rows_of
 from .timing import repeat
 
 Numbers = dict[str, float]  # by the row's name, in the row's unit
@@ -46,8 +46,19 @@ def measure(engine: str, model: Path, threads: int, group: Group, run: int) -> N
         made = ENGINES[engine](model, Setting(threads, largest + 2 * DECODED, long=group == "context"))
     made.reply(prompts.next(DECODED), 4)  # the first reply warms caches and threads up
     numbers = {}
+    if group == "context":
+        return measure_context(made, [row.size for row in rows_of(group)], prompts)
     for row in rows_of(group):
         numbers[row.name] = statistics.median(repeat(partial(speed, made, group, row.size, prompts), STEADY_S))
+    return numbers
+
+
+def measure_context(engine: Engine, sizes: Iterable[int], prompts: Prompts) -> Numbers:
+    """Return how fast long prompts are read and decoded behind: both of the same reply, as each takes minutes."""
+    numbers = {}
+    for size in sorted(set(sizes)):
+        reply = engine.reply(prompts.next(size), DECODED)
+        numbers |= {f"{WHOLE} {size:,}": size / reply.prompt_s, f"{BEHIND} {size:,}": reply.rate}
     return numbers
 
 

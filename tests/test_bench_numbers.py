@@ -62,6 +62,7 @@ def test_speeds_are_shares_of_what_the_machine_can_do(bench):
     assert used(row(bench, "decode"), [9, 10, 50], comparison) == "10 GB/s, 50%"
     assert used(row(bench, "8 replies at once"), [80], comparison) == "10 GB/s, 50%"  # a pass serves all eight
     assert used(row(bench, "prefill 512"), [125], comparison) == "250 GOP/s, 25%"
+    assert used(row(bench, "whole prompt 8,192"), [125], comparison) == "250 GOP/s, 25%"
     assert used(row(bench, "load"), [3], comparison) == ""
 
 
