@@ -22,6 +22,7 @@ from rich.table import Table
 from puna.core.memory.cache import Cache, Capacity, Rows, StepView
 from puna.core.plugin import CacheLayer, Causal
 from puna.core.tensor import attend, rms_norm, rope, rope_table, rotations
+from puna.core.tensor import cpu as _cpu  # noqa: F401 - it brings the operations' implementations
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.operands import quantise
 from puna.core.tensor.packing import pack
