@@ -6,6 +6,7 @@ PUNA_TEST_FIXTURES names another folder of the same layout, for other seeds and 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,3 +71,21 @@ def text_cases(variants: tuple[str, ...] = DECODERS) -> Iterator[Case]:
             quantised = kind in known.get("quantised", {})
             listed = known["quantised"][kind]["text"] if quantised else reading["text"]
             yield from (Case(variant, file, case, quantised) for case in listed)
+
+
+def relative(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Return how long the error is beside what should be: what the reference advises for numbers of 16 bits."""
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+def rounding(unit: int, peak: int) -> float:
+    """Return what rounding to codes adds to a product, relative to its length.
+
+    The largest of n normal numbers is about √(2 ln n), a step 1/peak of it, and its error a step / √12. unit: n;
+    peak: the largest code.
+    """
+    return math.sqrt(2 * math.log(unit)) / peak / math.sqrt(12)
+
+
+# The same for weights of 16 bits, which are rounded as their activations are.
+SIXTEEN = math.sqrt(2) * rounding(32, 8191)

@@ -8,7 +8,7 @@ import pytest
 
 from puna.cli.warmup import compile_kernels, make_ready
 from puna.core.tensor.jit import KERNELS
-from puna.core.tensor.layouts import LAYOUTS, WIDE_FORMATS
+from puna.core.tensor.layouts import FORMATS
 from puna.core.tensor.warmup import Job, every_job, jobs, missing
 
 
@@ -70,4 +70,4 @@ def test_a_cache_that_holds_some_kernels_does_not_count_as_warm(tmp_path: Path):
 def test_every_block_format_can_be_asked_for():
     usual, every = names(jobs()), names(every_job())
     assert set(usual) < set(every)
-    assert {f"products-{name}" for name in (*LAYOUTS, *WIDE_FORMATS)} < set(every)
+    assert {f"products-{name}" for name in FORMATS} < set(every)

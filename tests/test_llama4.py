@@ -46,7 +46,7 @@ from puna.plugins.llama4_vision import Vision
 from puna.plugins.llama4_vision_sizes import VisionConfig
 from puna.text.tokenizers import open_tokenizer
 
-from .reference import FIXTURES, cases, expected
+from .reference import FIXTURES, SIXTEEN, cases, expected, relative
 from .serving import running_server, upload
 from .test_engine import TEXT, reply
 
@@ -180,7 +180,8 @@ def test_experts_are_packed_out_of_a_checkpoint_s_tensors(opened: Any, loaded: A
     experts = packed.model.mixtures[0].gate.each
     assert (len(experts), experts[0].shape, experts[0].rows.format.name) == (4, (40, 48), "BF16")
     tokens = np.arange(20, dtype=np.int32)
-    np.testing.assert_allclose(Talk(packed).logits(tokens), Talk(exact).logits(tokens), atol=ATOL)
+    # Products in a row: queries, output, gate and down of five layers, and the head.
+    assert relative(Talk(packed).logits(tokens), Talk(exact).logits(tokens)) <= 21 * SIXTEEN
 
 
 # ---- sizes ---------------------------------------------------------------------------------------------------------
@@ -494,7 +495,8 @@ def test_packed_weights_give_the_references_rows(opened: Any) -> None:
     model = load(opened("checkpoint"), precise=False)
     assert model.vision is not None
     (rows,), _ = run(model.vision.encode([stored(model, "wide")]))
-    np.testing.assert_allclose(rows, WANTED[IMAGES["wide"]["projected"]], rtol=0, atol=ATOL)
+    # Products in a row: the patches, four of each layer, and three of the adapter and the projector.
+    assert relative(rows, WANTED[IMAGES["wide"]["projected"]]) <= (4 * model.vision.config.layers + 4) * SIXTEEN
 
 
 # ---- prompts with pictures -----------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ First in float32, which must agree; then as models run unless told otherwise, wi
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from puna.core.tensor.layouts import LAYOUTS
 from puna.core.tensor.weights import open_weights
 
 from .packed import rounded
-from .reference import Case, expected, text_cases
+from .reference import SIXTEEN, Case, expected, relative, rounding, text_cases
 
 # The reference states 1e-3 for an engine that works in float32. Its quantised cases hold the logits of the dequantised
 # weights in float32, which is what we compute, so they are held to the same bound.
@@ -114,6 +113,27 @@ def test_every_layer_matches_the_reference(case: Case) -> None:
         assert np.abs(got - reference).max() <= ATOL, f"layer {layer}"
 
 
+# ---- products in 16 bits -------------------------------------------------------------------------------------------
+
+SIXTEENS = [case for case in CASES if case.file.name in ("model-f16.gguf", "model-bf16.gguf")]
+LLAMA_CPP_S = 6e-2  # what the reference states of llama.cpp with F16; with BF16 it is 0.7
+
+
+@pytest.mark.parametrize("case", SIXTEENS, ids=str)
+def test_products_in_16_bits_are_as_close_to_the_reference_as_rounding_lets_them(case: Case) -> None:
+    got = case.kept(logits(model(case.file, precise=False), case.case["ids"], 512))
+    assert np.abs(got - case.logits).max() <= LLAMA_CPP_S
+    assert relative(got, case.logits) <= IN_A_ROW * SIXTEEN
+
+
+@pytest.mark.parametrize("case", SIXTEENS, ids=str)
+def test_logits_in_16_bits_are_the_same_in_chunks_of_any_size(case: Case) -> None:
+    loaded, tokens = model(case.file, precise=False), case.case["ids"]
+    at_once = logits(loaded, tokens, 512, "f16")
+    for chunk in (1, 7, 16):
+        np.testing.assert_array_equal(logits(loaded, tokens, chunk, "f16"), at_once)
+
+
 # ---- products in 8 bits --------------------------------------------------------------------------------------------
 
 QUANTISED = [case for case in CASES if case.quantised]
@@ -122,18 +142,11 @@ UNIT = {"model-Q8_0.gguf": 32, "model-Q4_K_M.gguf": 256}  # activations that sha
 IN_A_ROW = 9  # products on the way to a logit: queries, output, gate and down in each of two layers, and the head
 
 
-def relative(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
-
-
 @pytest.mark.parametrize("case", QUANTISED, ids=str)
 def test_products_in_8_bits_are_as_close_to_the_reference_as_rounding_lets_them(case: Case) -> None:
-    """The largest of n normal numbers is about √(2 ln n), a step 1/127 of it, and its error a step / √12.
-
-    That is what each product adds, relative to its length. The bound lets the errors of all products in a row line up.
-    """
+    """The bound lets the errors of all products in a row line up."""
     got = case.kept(logits(model(case.file, precise=False), case.case["ids"], 512, "f16"))
-    one = math.sqrt(2 * math.log(UNIT[case.file.name])) / 127 / math.sqrt(12)
+    one = rounding(UNIT[case.file.name], 127)
     assert ATOL < np.abs(got - case.logits).max() <= WORST[case.file.name]
     assert relative(got, case.logits) <= IN_A_ROW * one
 

@@ -18,7 +18,7 @@ from .blocks import BlockFormat, by_name
 from .checks import ANY, INT32, expect, expect_kinds, expect_mlp
 from .decode import KINDS, decode_tensor
 from .kernels import few_rows_product, gather_rows, widen_rows
-from .layouts import LAYOUTS, WIDE_FORMATS
+from .layouts import FLOAT_FORMATS, FORMATS
 from .packing import pack
 from .pointwise import FORMS, activate_in_place
 from .product import Job, job_of, multiply_all, multiply_gated, multiply_gated_grouped, multiply_grouped
@@ -115,7 +115,7 @@ class CpuLoader:
         if len(info.shape) not in (2, 3):
             raise BadModel(f"{info.name} has {len(info.shape)} dimensions, expected 2, or 3 for experts")
         parts = _turned(source, info) if transposed else self._parts(source, info)
-        packs = not self._precise and (transposed or info.format.name in {*LAYOUTS, *WIDE_FORMATS})
+        packs = not self._precise and (transposed or info.format.name in FORMATS)
         kept: list[AnyMatrix] = [self._packed(part, turned=transposed) if packs else part for part in parts]
         if packs:
             source.release(info.name)
@@ -151,7 +151,7 @@ def _turned(source: WeightSource, info: TensorInfo) -> Iterator[CpuMatrix]:
     raw, form, (columns, rows) = source.raw(info.name), info.format, info.shape[-2:]
     for start in range(0, len(raw), columns):
         part = np.ascontiguousarray(raw[start : start + columns])
-        if form.name not in WIDE_FORMATS:
+        if form.name not in FLOAT_FORMATS:
             yield _floats(decode_tensor(part, form, (columns, rows)).T)
             continue
         numbers = part.view(f"u{form.nbytes}").T  # moved, not read

@@ -106,23 +106,46 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class WideFormat:
-    """How weights that are floats are packed: records of 32 columns, [32, 16]."""
+    """How weights that are float32 are packed: records of 32 columns, [32, 16]."""
 
     name: str
-    nbytes: int  # of one weight
 
     @property
     def dtype(self) -> np.dtype[np.void]:
         """The record."""
-        return np.dtype([(self.name, np.uint8, (SUB * GROUP * self.nbytes,))])
+        return np.dtype([(self.name, np.uint8, (SUB * GROUP * 4,))])
 
 
-WIDE_FORMATS = {form.name: form for form in (WideFormat("F32", 4), WideFormat("F16", 2), WideFormat("BF16", 2))}
+@dataclass(frozen=True)
+class RoundedFormat:
+    """How weights that are floats of 16 bits are packed: rounded to integers, in records of 32 columns.
+
+    A record is codes, int16 [16, 16, 2]: two columns of sixteen rows in each step, and scales, [16], of which the upper
+    16 bits of a float32 are kept. A weight is scale * code.
+    """
+
+    name: str
+
+    @property
+    def dtype(self) -> np.dtype[np.void]:
+        """The record."""
+        return np.dtype([(self.name, np.uint8, (ROUNDED_BYTES,))])
+
+
+WORDS = SUB // 2  # steps of a record of integers of 16 bits
+ROUNDED_SCALES_AT = WORDS * GROUP * 4  # bytes
+ROUNDED_BYTES = ROUNDED_SCALES_AT + GROUP * 2
+PEAK = 8191  # largest integer of 16 bits that products take: 32 * PEAK^2 < 2^31
+
+WIDE_FORMATS = {"F32": WideFormat("F32")}
+ROUNDED_FORMATS = {name: RoundedFormat(name) for name in ("F16", "BF16")}
+FORMATS: dict[str, Layout | WideFormat | RoundedFormat] = {**LAYOUTS, **WIDE_FORMATS, **ROUNDED_FORMATS}  # all
+FLOAT_FORMATS = (*WIDE_FORMATS, *ROUNDED_FORMATS)  # of these, what have one number a block
 
 
 def record_of(name: str) -> np.dtype[np.void]:
     """Return the record of a block format."""
-    return (WIDE_FORMATS[name] if name in WIDE_FORMATS else LAYOUTS[name]).dtype
+    return FORMATS[name].dtype
 
 
 def name_of_records(data: np.ndarray[Any, np.dtype[np.void]]) -> str:

@@ -333,12 +333,12 @@ def _multiply(
         tile.begin()
         with cgutils.for_range(e.builder, subs) as loop:
             if asked is not None:
-                _ask(e, asked[0], asked[1], loop.index)
+                ask(e, asked[0], asked[1], loop.index)
             tile.add_sub_block(weights.at(loop.index), tile.at_sub_block(loop.index))
         tile.end(weights)
 
 
-def _ask(e: Emitter, start: Any, lines: Any, index: Any) -> None:
+def ask(e: Emitter, start: Any, lines: Any, index: Any) -> None:
     """Emit requests for the index-th stretch of so many cache lines."""
     with cgutils.for_range(e.builder, lines) as loop:
         e.prefetch(e.move(start, e.builder.add(e.builder.mul(index, lines), loop.index), LINE), 0)

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .jit import kernel
-from .layouts import SUB
+from .layouts import SUB, WORDS
 from .micro import CHUNK, CODE_BYTES, PAIRS, SUMS, quantise_block
 from .simd import LANES
+from .sixteen import round_block
 from .team import TEAM, shared
 from .wide import side_by_side
 
@@ -150,3 +151,47 @@ def floats_in_tiles(table, x, chunk):
     else:
         share_copying(table, tiles, (x, chunk, subs, padded, out))
     return out
+
+
+@kernel
+def round_tile(x, codes, steps, tile):
+    """Fill one tile in every chunk."""
+    T, D = x.shape
+    flat, padded, first, subs = x.reshape(-1), padded_count(T), tile * WIDTH, (D + SUB - 1) // SUB
+    width, rest = width_of(T - first), np.zeros(SUB, np.float32)
+    for j in range(min(width, T - first)):
+        for sub in range(subs):
+            chunk = sub // CHUNK * CHUNK
+            here = min(CHUNK, subs - chunk)
+            before = chunk * padded + first * here + (sub - chunk) * width  # blocks laid out before
+            source = (first + j) * D + sub * SUB
+            if sub * SUB + SUB <= D:
+                round_block(flat, source, width, codes, before * WORDS + j, steps, before + j)
+            else:
+                rest[: D - sub * SUB] = x[first + j, sub * SUB :]
+                round_block(rest, 0, width, codes, before * WORDS + j, steps, before + j)
+
+
+share_rounding = shared(round_tile)
+
+
+@kernel
+def sixteens(table, x):
+    """Return x, [T, D] float32, in 16 bits: codes, two columns in each int32, and step sizes of 32 columns.
+
+    Both lie in chunks of 256 columns, in a chunk tiles of `width` tokens: [blocks, WORDS, width], and [blocks, width].
+    D is padded with zeros to whole blocks. table: of the team.
+    """
+    T, D = x.shape
+    padded, subs = padded_count(T), (D + SUB - 1) // SUB
+    codes, steps = np.empty(padded * subs * WORDS, np.int32), np.empty(padded * subs, np.float32)
+    if padded > T:  # what fills the last tile
+        codes[:] = 0
+        steps[:] = 0
+    tiles = (T + WIDTH - 1) // WIDTH
+    if x.size < LITTLE:
+        for tile in range(tiles):
+            round_tile(x, codes, steps, tile)
+    else:
+        share_rounding(table, tiles, (x, codes, steps))
+    return codes, steps

@@ -1,4 +1,4 @@
-"""From a file's blocks to packed records: bits are moved, no value changes.
+"""From a file's blocks to packed records: bits are moved, and no value changes but those of F16 and BF16.
 
 Sixteen rows are read at once, four neighbouring columns of each in one lane of 32 bits, and every lane goes through the
 same shifts and masks. Source of the block layouts: ggml's block structs; `decode.py` reads the same bytes.
@@ -18,8 +18,22 @@ from numba.extending import intrinsic
 from .arena import Arena
 from .blocks import BlockFormat
 from .jit import kernel
-from .layouts import GROUP, LAYOUTS, PAIR, STEPS, SUB, WIDE_FORMATS, Layout, WideFormat, name_of, record_of
+from .layouts import (
+    FLOAT_FORMATS,
+    FORMATS,
+    GROUP,
+    LAYOUTS,
+    PAIR,
+    STEPS,
+    SUB,
+    WIDE_FORMATS,
+    WORDS,
+    Layout,
+    name_of,
+    record_of,
+)
 from .simd import BYTE, BYTES, INT, INTS, SHORT, Emitter, vector
+from .sixteen import emit_rounded
 from .team import shared, spread
 
 
@@ -28,7 +42,7 @@ def pack(raw: npt.NDArray[np.uint8], form: BlockFormat, arena: Arena | None = No
 
     Rows that the last pair lacks are zero, as are columns that the last record of F32, F16 and BF16 lacks.
     """
-    nbytes = SUB * form.nbytes if form.name in WIDE_FORMATS else form.nbytes  # of one record's part of a row
+    nbytes = SUB * form.nbytes if form.name in FLOAT_FORMATS else form.nbytes  # of one record's part of a row
     units, both = -(-raw.shape[1] // nbytes), PAIR * GROUP
     whole = len(raw) // both if raw.shape[1] % nbytes == 0 else 0  # pairs that need no padding
     rest = np.zeros((-(-len(raw) // both) * both - whole * both, units * nbytes), np.uint8)
@@ -45,7 +59,7 @@ def pack(raw: npt.NDArray[np.uint8], form: BlockFormat, arena: Arena | None = No
 def get_ready_to_pack(forms: Iterable[BlockFormat]) -> None:
     """Load the kernels that pack weights of these formats, as far as such weights are packed."""
     for form in forms:
-        if form.name in {*LAYOUTS, *WIDE_FORMATS}:
+        if form.name in FORMATS:
             both = 2 * PAIR * GROUP  # as many pairs as are shared out
             pack(np.zeros((both, form.row_bytes(256)), np.uint8), form)
 
@@ -73,10 +87,13 @@ def pack_record(typing: Any, raw: Any, row: Any, at: Any, out: Any, record: Any)
         width = builder.extract_value(context.make_array(signature.args[0])(context, builder, args[0]).shape, 1)
         rows = Rows(e, context, signature.args[0], args[0], builder.add(builder.mul(args[1], width), args[2]), width)
         place = e.address(context, signature.args[3], args[3], args[4], record_of(name).itemsize)
-        if name in WIDE_FORMATS:
-            _emit_wide(e, WIDE_FORMATS[name], rows, place)
-        else:
+        if name in LAYOUTS:
             _emit_record(e, LAYOUTS[name], rows, place)
+        elif name in WIDE_FORMATS:
+            for column in range(SUB):
+                e.store(rows.words(4 * column), place, column * BYTES)
+        else:
+            emit_rounded(e, name, [rows.words(4 * word) for word in range(WORDS)], place)
         return context.get_dummy_value()
 
     return types.void(raw, types.intp, types.intp, out, types.intp), emit
@@ -124,17 +141,6 @@ class Rows:
 
 def _all(value: int) -> Any:
     return ir.Constant(INTS, [value & 0xFFFFFFFF] * GROUP)
-
-
-def _emit_wide(e: Emitter, form: WideFormat, rows: Rows, out: Any) -> None:
-    """Write 32 columns of floats."""
-    for word in range(SUB * form.nbytes // 4):
-        found = rows.words(4 * word)
-        if form.nbytes == 4:
-            e.store(found, out, word * BYTES)
-        else:
-            e.store(e.builder.trunc(found, vector(SHORT)), out, word * BYTES)
-            e.store(e.builder.trunc(e.builder.lshr(found, _all(16)), vector(SHORT)), out, word * BYTES + BYTES // 2)
 
 
 def _emit_record(e: Emitter, layout: Layout, rows: Rows, out: Any) -> None:

@@ -21,14 +21,28 @@ from numba.extending import intrinsic
 
 from .abreast import abreast
 from .jit import kernel, specialised
-from .layouts import GROUP, LAYOUTS, PAIR, SUB, WIDE_FORMATS, name_of_records
-from .micro import CHUNK, CODE_BYTES, EACH, LINE, PAIRS, SUMS, UNPACKED, VECTOR, multiply, multiply_records, unpack
-from .operands import WIDE, WIDTH, floats_in_tiles, padded_count, quantised, width_of
+from .layouts import GROUP, LAYOUTS, PAIR, ROUNDED_BYTES, ROUNDED_FORMATS, SUB, WIDE_FORMATS, WORDS, name_of_records
+from .micro import (
+    AHEAD,
+    CHUNK,
+    CODE_BYTES,
+    EACH,
+    LINE,
+    PAIRS,
+    SUMS,
+    UNPACKED,
+    VECTOR,
+    multiply,
+    multiply_records,
+    unpack,
+)
+from .operands import WIDE, WIDTH, floats_in_tiles, padded_count, quantised, sixteens, width_of
 from .pointwise import activate_piece
 from .simd import BYTES, FLOATS, Emitter
+from .sixteen import ASKED, multiply_rounded
 from .tape import do, room
 from .team import TEAM, shared, threads_of
-from .wide import WIDE_CHUNK, WIDENED, multiply_wide, widen
+from .wide import WIDE_CHUNK, WIDENED, interleave, multiply_wide
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -43,8 +57,10 @@ CODES_OF = SUB * CODE_BYTES  # bytes of a token's codes in a sub-block
 PLAIN = -1  # form of a product without activation
 
 # What the driver knows of one product, a row of its table: addresses of the compiled product, of the records, and of a
-# gate's other half or 0; columns of a step size, 1 for floats; records of a group; pairs of groups; rows.
+# gate's other half or 0; columns of a step size, or what stands for floats and for codes of 16 bits; records of a
+# group; pairs of groups; rows.
 ENTRY, RECORDS, GATED, UNIT, UNITS, PAIRED, OUTPUTS = range(7)
+AS_FLOATS, IN_SIXTEEN = 1, 2
 
 
 # What it knows of one product's activations: tokens, where in the result it begins, and the addresses of what
@@ -151,13 +167,13 @@ def multiply_pair(records, units, pair, low, high, count, codes, starts, pairs, 
 
 
 def multiply_wide_pair(records, units, pair, low, high, count, x, _starts, _pairs, _steps, widened, total):
-    """As above, for weights that are floats; x: the address of `floats_in_tiles`."""
+    """As above, for weights that are float32; x: the address of `floats_in_tiles`."""
     padded = padded_count(count)
     for first in range(0, units, WIDE_CHUNK):
         here = min(WIDE_CHUNK, units - first)
         for sub in range(here):
             for lane in range(PAIR):
-                widen(NAME, records, (pair * units + first + sub) * PAIR + lane, lane, sub, widened)
+                interleave(records, (pair * units + first + sub) * PAIR + lane, lane, sub, widened)
         for base in range(low, high, WIDTH):
             width = width_of(count - base)
             x_at, at = (first * padded + base * here) * SUB, (base - low) * ROWS
@@ -171,11 +187,44 @@ def multiply_wide_pair(records, units, pair, low, high, count, x, _starts, _pair
                 multiply_wide(1, widened, here, x, x_at, total, at)
 
 
+def multiply_rounded_pair(records, units, pair, low, high, count, codes, _starts, _pairs, steps, _scratch, total):
+    """As above, for weights of 16 bits; codes, steps: addresses of `sixteens`. They are multiplied as they lie."""
+    padded, both, few = padded_count(count), PAIR * ROUNDED_BYTES, high - low <= WIDTH
+    for first in range(0, units, CHUNK):
+        here, record = min(CHUNK, units - first), (pair * units + first) * PAIR
+        start = records + record * ROUNDED_BYTES
+        most = lines_asked(CHUNK * both, (high - low + WIDTH - 1) // WIDTH)
+        for base in range(low, high, WIDTH):
+            asked, lines = start + AHEAD, ASKED
+            if not few:
+                behind = (base - low) // WIDTH * CHUNK * most * LINE
+                asked, lines = start + CHUNK * both + behind, most if behind < CHUNK * both else 0
+            width, before, at = width_of(count - base), first * padded + base * here, (base - low) * ROWS
+            if width == WIDTH:
+                multiply_rounded(
+                    WIDTH, records, record, here, codes, before * WORDS, steps, before, total, at, asked, lines
+                )
+            elif width == 4:
+                multiply_rounded(
+                    4, records, record, here, codes, before * WORDS, steps, before, total, at, asked, lines
+                )
+            elif width == 2:
+                multiply_rounded(
+                    2, records, record, here, codes, before * WORDS, steps, before, total, at, asked, lines
+                )
+            else:
+                multiply_rounded(
+                    1, records, record, here, codes, before * WORDS, steps, before, total, at, asked, lines
+                )
+
+
 @cache
 def compiled(name: str) -> Any:
     """Return the compiled product for a block format, which has an address. Compiled, or loaded, the first time."""
-    if name in WIDE_FORMATS:
-        made = specialised(multiply_wide_pair, f"multiply_{name}", NAME=name)
+    if name in ROUNDED_FORMATS:
+        made = multiply_rounded_pair
+    elif name in WIDE_FORMATS:
+        made = multiply_wide_pair
     else:
         layout = LAYOUTS[name]
         known = {"NAME": name, "COLUMNS": layout.unit, "RECORD": layout.places["end"]}
@@ -214,7 +263,9 @@ class Job:
 def job_of(data: npt.NDArray[np.void], rows: int) -> Job:
     """Return the job of packed weights [pairs, units, PAIR], which stay as long as it does."""
     name = name_of_records(data)
-    unit = 1 if name in WIDE_FORMATS else LAYOUTS[name].unit
+    unit: int = IN_SIXTEEN if name in ROUNDED_FORMATS else AS_FLOATS
+    if name in LAYOUTS:
+        unit = LAYOUTS[name].unit
     address = data.__array_interface__["data"][0]
     fields = [compiled(name).address, address, 0, unit, data.shape[1], data.shape[0], rows]
     return Job(np.array([fields], np.int64), rows, data)
@@ -307,6 +358,14 @@ def put_rows(total, count, stride, out, at, rows):
 
 
 @kernel
+def bytes_of(unit):
+    """Return the bytes of an activation."""
+    if unit == AS_FLOATS:
+        return 4
+    return 2 if unit == IN_SIXTEEN else CODE_BYTES
+
+
+@kernel
 def multiply_share(jobs, inputs, D, form, every, shares, out, share):
     """Compute one share of the pairs of groups of all jobs, of which there are `every`. inputs: as `see` fills them."""
     unpacked = aligned(np.empty(SCRATCH + BYTES, np.uint8))
@@ -319,7 +378,7 @@ def multiply_share(jobs, inputs, D, form, every, shares, out, share):
         before += job[PAIRED]
         if first >= last:
             continue
-        step = max(1, RESIDENT // (max(D, SUB) * WIDTH * (4 if job[UNIT] == 1 else CODE_BYTES))) * WIDTH
+        step = max(1, RESIDENT // (max(D, SUB) * WIDTH * bytes_of(job[UNIT]))) * WIDTH
         for low in range(0, T, step):
             high = min(T, low + step)
             for pair in range(first, last):
@@ -339,14 +398,15 @@ share_products = shared(multiply_share)
 
 
 @kernel
-def see(inputs, index, count, to, eights, floats):
-    """Note for a job how many tokens it has, where its part of the result begins, and where its activations lie."""
+def see(inputs, index, count, to, activations):
+    """Note for a job how many tokens it has, where its part of the result begins, and where its activations lie.
+
+    activations: as `prepared` returns them.
+    """
+    codes, starts, pairs, steps = activations
     inputs[index, COUNT], inputs[index, TO] = count, to
-    if len(floats) > 0:
-        inputs[index, CODES] = floats.ctypes.data
-    else:
-        inputs[index, CODES], inputs[index, STARTS] = eights[0].ctypes.data, eights[1].ctypes.data
-        inputs[index, SUMMED], inputs[index, STEPS] = eights[2].ctypes.data, eights[3].ctypes.data
+    inputs[index, CODES], inputs[index, STARTS] = codes.ctypes.data, starts.ctypes.data
+    inputs[index, SUMMED], inputs[index, STEPS] = pairs.ctypes.data, steps.ctypes.data
 
 
 @kernel
@@ -358,22 +418,46 @@ def multiply_jobs(table, jobs, inputs, D, form, out):
 
 
 @kernel
+def prepared(table, x, unit):
+    """Return x, [T, D] float32, as weights of that unit take it: codes in bytes, starts, pairs and steps.
+
+    All are arrays, of which a unit leaves empty what it has no use for. table: of the team.
+    """
+    nothing = np.empty(0, np.int32)
+    if unit == AS_FLOATS:
+        floats = floats_in_tiles(table, x, WIDE_CHUNK * SUB)
+        return floats.view(np.uint8), nothing, nothing, np.empty(0, np.float32)
+    if unit == IN_SIXTEEN:
+        words, sizes = sixteens(table, x)
+        return words.view(np.uint8), nothing, nothing, sizes
+    codes, starts, pairs, steps = quantised(table, x, unit)
+    return codes.view(np.uint8), starts, pairs, steps
+
+
+@kernel
 def run(table, x, jobs, form, out):
     """Compute every job's product with x, [T, D] float32, one behind the other into out. form: of gated jobs.
 
     table: of the team.
     """
     T, D = x.shape
-    halves = quantised(table, needed(x, jobs, SUB), SUB)
-    wholes = quantised(table, needed(x, jobs, WIDE), WIDE)
-    floats = floats_in_tiles(table, needed(x, jobs, 1), WIDE_CHUNK * SUB)
+    halves = prepared(table, needed(x, jobs, SUB), SUB)
+    wholes = prepared(table, needed(x, jobs, WIDE), WIDE)
+    floats = prepared(table, needed(x, jobs, AS_FLOATS), AS_FLOATS)
+    words = prepared(table, needed(x, jobs, IN_SIXTEEN), IN_SIXTEEN)
     inputs, to = np.zeros((len(jobs), STEPS + 1), np.int64), 0
     for index in range(len(jobs)):
-        unit = jobs[index, UNIT]
-        see(inputs, index, T, to, halves if unit == SUB else wholes, floats if unit == 1 else floats[:0])
+        unit, own = jobs[index, UNIT], halves
+        if unit == WIDE:
+            own = wholes
+        elif unit == AS_FLOATS:
+            own = floats
+        elif unit == IN_SIXTEEN:
+            own = words
+        see(inputs, index, T, to, own)
         to += T * jobs[index, OUTPUTS]
     multiply_jobs(table, jobs, inputs, D, form, out)
-    return len(halves) + len(wholes) + len(floats)  # what is still in use has not been freed
+    return len(halves) + len(wholes) + len(floats) + len(words)  # what is still in use has not been freed
 
 
 @kernel
@@ -384,14 +468,8 @@ def run_grouped(table, x, jobs, bounds, form, out):
     """
     D, unit, rows = x.shape[1], jobs[0, UNIT], jobs[0, OUTPUTS]
     inputs = np.zeros((len(jobs), STEPS + 1), np.int64)
-    eights = [quantised(table, x[:0], SUB) for _ in range(len(jobs))]  # all stay until the products are done
-    floats = [x[:0].reshape(-1) for _ in range(len(jobs))]
+    own = [prepared(table, x[bounds[index] : bounds[index + 1]], unit) for index in range(len(jobs))]
     for index in range(len(jobs)):
-        own = x[bounds[index] : bounds[index + 1]]
-        if unit == 1:
-            floats[index] = floats_in_tiles(table, own, WIDE_CHUNK * SUB)
-        else:
-            eights[index] = quantised(table, own, unit)
-        see(inputs, index, len(own), bounds[index] * rows, eights[index], floats[index])
+        see(inputs, index, bounds[index + 1] - bounds[index], bounds[index] * rows, own[index])
     multiply_jobs(table, jobs, inputs, D, form, out)
-    return len(eights) + len(floats)  # what is still in use has not been freed
+    return len(own)  # what is still in use has not been freed

@@ -19,7 +19,7 @@ from .attention_block import Sight
 from .blocks import by_name
 from .jit import KERNELS
 from .kernels import few_rows_product, gather_rows, widen_rows
-from .layouts import LAYOUTS, WIDE_FORMATS
+from .layouts import FORMATS
 from .packing import get_ready_to_pack, pack
 from .pointwise import activate_in_place
 from .product import job_of, multiply_all, multiply_grouped
@@ -58,7 +58,7 @@ def jobs(formats: Iterable[str] = USUAL, elements: Iterable[ElementType] = ("f16
 
 def every_job() -> list[Job]:
     """Return what makes ready all kernels that there are."""
-    return jobs((*LAYOUTS, *WIDE_FORMATS), get_args(ElementType))
+    return jobs(FORMATS, get_args(ElementType))
 
 
 def missing(wanted: Sequence[Job], ready: Path = READY) -> list[Job]:

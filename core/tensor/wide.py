@@ -1,6 +1,6 @@
-"""Micro-kernels of products with weights that are floats themselves: F32, F16 and BF16, on float32 activations.
+"""Micro-kernels of products with weights that are float32, on float32 activations.
 
-Like `micro.py`: a chunk of a pair of groups is widened once, to float32, and multiplied by tiles of up to six tokens.
+Like `micro.py`: a chunk of a pair of groups is put side by side once, and multiplied by tiles of up to six tokens.
 Weights are exact and sums float32.
 """
 
@@ -14,46 +14,33 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .abreast import column_parts
-from .layouts import GROUP, PAIR, SUB, WIDE_FORMATS
+from .layouts import PAIR, SUB
 from .micro import AHEAD, INDEX, VECTOR
-from .simd import BYTES, FLOAT, FLOATS, INTS, LANES, SHORT, Emitter, vector
+from .simd import FLOAT, FLOATS, INTS, LANES, Emitter
 
 WIDE_CHUNK = 4  # blocks of 32 columns that are widened at once
 WIDENED = WIDE_CHUNK * SUB * PAIR * VECTOR  # bytes of them: 16 KB stay in the first cache
 UNROLLED = 8  # columns of one round
 
 
-@intrinsic(prefer_literal=True)
-def widen(typing: Any, name: Any, records: Any, record: Any, lane: Any, sub: Any, widened: Any) -> Any:
+@intrinsic
+def interleave(typing: Any, records: Any, record: Any, lane: Any, sub: Any, widened: Any) -> Any:
     """Write one record, 32 columns of a group, as float32 [SUB, PAIR, 16], at place `lane` of block `sub`.
 
     records: address of packed weights; widened: float32.
     """
-    size = WIDE_FORMATS[name.literal_value].nbytes
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e, nbytes = Emitter(builder), SUB * GROUP * size
-        source = e.address(context, signature.args[1], args[1], args[2], nbytes)
-        target = e.address(context, signature.args[5], args[5], args[4], SUB * PAIR * VECTOR)
-        target = e.move(target, args[3], VECTOR)
+        e = Emitter(builder)
+        source = e.address(context, signature.args[0], args[0], args[1], SUB * VECTOR)
+        target = e.address(context, signature.args[4], args[4], args[3], SUB * PAIR * VECTOR)
+        target = e.move(target, args[2], VECTOR)
         for column in range(SUB):
-            if column * GROUP * size % BYTES == 0:
-                e.prefetch(source, AHEAD + column * GROUP * size)
-            found = _floats(e, name.literal_value, source, column * GROUP * size)
-            e.store(found, target, column * PAIR * VECTOR)
+            e.prefetch(source, AHEAD + column * VECTOR)
+            e.store(e.load(FLOATS, source, column * VECTOR), target, column * PAIR * VECTOR)
         return context.get_dummy_value()
 
-    return types.void(name, *[types.intp] * 4, widened), emit
-
-
-def _floats(e: Emitter, name: str, source: Any, at: int) -> Any:
-    """Read sixteen weights as float32."""
-    if name == "F32":
-        return e.load(FLOATS, source, at)
-    if name == "F16":
-        return e.halves(source, at)
-    bits = e.builder.zext(e.load(vector(SHORT), source, at), INTS)
-    return e.builder.bitcast(e.builder.shl(bits, ir.Constant(INTS, [16] * LANES)), FLOATS)
+    return types.void(*[types.intp] * 4, widened), emit
 
 
 @intrinsic(prefer_literal=True)
