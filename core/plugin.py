@@ -344,6 +344,6 @@ def names_asked_for(kind: Literal["gguf", "safetensors"], metadata: Mapping[str,
     if not isinstance(name, str):
         return []
     projectors = [metadata.get(key) for key in ("clip.projector_type", "clip.vision.projector_type")]
-    if projectors == [None, None] and metadata.get("clip.has_vision_encoder"):
+    if all(projector is None for projector in projectors) and metadata.get("clip.has_vision_encoder") is True:
         projectors = [""]  # a file older than the key
     return [*(f"{name}+{projector}" for projector in projectors if isinstance(projector, str)), name]
