@@ -1,4 +1,4 @@
-"""LLaVA 1.5: the text decoder, and the plugin's hook; `llava_vision` sees.
+"""LLaVA 1.5 and 1.6: the text decoder, and the plugin's hook; `llava_vision` sees.
 
 Source: Improved Baselines with Visual Instruction Tuning, arXiv:2310.03744. The decoder is Vicuna's, which is Llama's
 (arXiv:2302.13971, section 2.2), or Mistral's (arXiv:2310.06825, section 2), with a sliding window; converted to GGUF
@@ -232,7 +232,7 @@ def architectures() -> list[Architecture]:
         Architecture(
             # In pairs of files the text's calls itself llama; in the oldest the encoder's does not say what it is.
             gguf=("llava", "llama+mlp", "llama+"),
-            hf=("LlavaForConditionalGeneration",),
+            hf=("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"),
             config=Config,
             model=Llava,
             cache=cache_layout,

@@ -1,8 +1,9 @@
-"""Pictures as LLaVA sees them: squares of one size.
+"""Pictures as LLaVA sees them: squares of one size, or the whole as one and tiles of it.
 
 Sources: CLIP's processor, which scales the shorter side and cuts off the ends of the longer one; Improved Baselines
 with Visual Instruction Tuning, arXiv:2310.03744, whose models saw pictures whole, on a ground in the mean colour.
-Checkpoints say which of the two it is; GGUF files for the encoder alone are of models that saw pictures whole.
+Checkpoints say which of the two it is; GGUF files for the encoder alone are of models that saw pictures whole. Since
+LLaVA 1.6 they see tiles as well.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.plugin import Keys, Picture
+from .llava_tiles import Size, best_size, sizes_of, tiles
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 LARGEST_SIDE = 1 << 12  # pixels of a square, far above any encoder's
 LONGEST = 8  # times as long as wide: of longer pictures the ends, which are cut off anyway, go first
 
 Colours = tuple[float, float, float]
-Shape = Literal["crop", "pad", "stretch"]  # the middle of a picture; all of it and a ground; all of it, distorted
+# The middle of a picture; all of it, on a ground; all of it, distorted; the latter, and tiles of it.
+Shape = Literal["crop", "pad", "stretch", "anyres"]
 
 
 class Preparation(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,17 +34,21 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
     edge: int  # pixels of the shorter side before what juts out of the square is cut off
     mean: Colours
     std: Colours
+    sizes: tuple[Size, ...] = ()  # of pictures that are cut into tiles
 
     @classmethod
     def from_gguf(cls, keys: Keys, at: str, side: int) -> Preparation:
         """Read the keys that begin with `at`."""
-        shape: Any = keys.text(f"{at}image_aspect_ratio", "pad", allowed=get_args(Shape))
+        sizes = sizes_of(keys, f"{at}image_grid_pinpoints", side, flat=True)
+        allowed = ("anyres",) if sizes else tuple(set(get_args(Shape)) - {"anyres"})
+        shape: Any = keys.text(f"{at}image_aspect_ratio", "anyres" if sizes else "pad", allowed=sorted(allowed))
         return cls(
             side=side,
             shape=shape,
-            edge=keys.integer(f"{at}shortest_edge", side, low=side, high=LARGEST_SIDE),
+            edge=keys.integer(f"{at}shortest_edge", side, low=side, high=side if sizes else LARGEST_SIDE),
             mean=_colours(keys, f"{at}image_mean", MEAN),
             std=_colours(keys, f"{at}image_std", STD, low=1e-6),
+            sizes=sizes,
         )
 
     def to_gguf(self) -> dict[str, Any]:
@@ -52,11 +59,12 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
             "shortest_edge": self.edge,
             "image_mean": list(self.mean),
             "image_std": list(self.std),
+            **({"image_grid_pinpoints": [side for size in self.sizes for side in size]} if self.sizes else {}),
         }
 
     @classmethod
-    def from_hf(cls, processor: Keys, side: int) -> Preparation:
-        """Read preprocessor_config.json."""
+    def from_hf(cls, processor: Keys, side: int, sizes: tuple[Size, ...] = ()) -> Preparation:
+        """Read preprocessor_config.json. sizes: of pictures that are cut into tiles."""
         for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
             if not processor.flag(step, True):
                 raise processor.wrong(step, "true: pictures are always prepared as a whole")
@@ -65,19 +73,27 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
         if any(length != side for length in _sides(processor, "crop_size", side)):
             raise processor.wrong("crop_size", f"{side}, the side of a picture")
         edge, other = _sides(processor, "size", side)
-        if edge != other or not side <= edge <= LARGEST_SIDE:
-            raise processor.wrong("size", f"a length from {side} to {LARGEST_SIDE}")
+        most = side if sizes else LARGEST_SIDE
+        if edge != other or not side <= edge <= most:
+            raise processor.wrong("size", f"a length from {side} to {most}")
         return cls(
             side=side,
-            shape=_shape(processor),
+            shape="anyres" if sizes else _shape(processor),
             edge=edge,
             mean=_colours(processor, "image_mean", MEAN),
             std=_colours(processor, "image_std", STD, low=1e-6),
+            sizes=sizes,
         )
 
     def pixels(self, picture: Picture) -> npt.NDArray[np.float32]:
-        """Return what the encoder sees of a picture, [3, side, side]."""
-        return self.squared(picture).numbers(self.mean, self.std)
+        """Return what the encoder sees of a picture: the square of it, then its tiles, [1 + tiles, 3, side, side]."""
+        size = self.size(picture)
+        views = [self.squared(picture), *(() if size is None else tiles(picture, size, self.side))]
+        return np.stack([view.numbers(self.mean, self.std) for view in views])
+
+    def size(self, picture: Picture) -> Size | None:
+        """Return the size in which a picture is cut into tiles; None if it is not."""
+        return best_size(picture, self.sizes) if self.sizes else None
 
     def squared(self, picture: Picture) -> Picture:
         """Return the square that is seen of a picture."""

@@ -2,7 +2,7 @@
 
 Sources: Learning Transferable Visual Models From Natural Language Supervision, arXiv:2103.00020, section 2.4: a vision
 transformer with a class token and a norm before the first layer; Improved Baselines with Visual Instruction Tuning,
-arXiv:2310.03744, section 3.2: the projector.
+arXiv:2310.03744, section 3.2: the projector. Since LLaVA 1.6 (LLaVA-NeXT) rows of tiles follow those of the whole.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from ..core.plugin import Array, Encoder, Keys, Matrix, Module, Picture, Prepared, Rows, layers, tensor
 from ..core.tensor import Activation, attend_all, concat, conv_patches, layer_norm, linear, mlp, project
 from .llava_pictures import Preparation, image_size
+from .llava_tiles import USUAL, Size, Tiling, sizes_of
 
 LARGEST_PATCH = 1 << 10  # pixels of a side, far above any encoder's
 ACTIVATIONS: dict[str, Activation] = {"quick_gelu": "gelu_quick", "gelu": "gelu"}  # by their names in checkpoints
@@ -40,15 +41,25 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def positions(self) -> int:
         """P and the class token."""
-        return (self.pictures.side // self.patch_size) ** 2 + 1
+        return self.side**2 + 1
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of a square."""
+        return self.pictures.side // self.patch_size
 
     @property
     def rows(self) -> int:
-        """Rows of embeddings that a picture becomes."""
+        """Rows of embeddings that a square becomes."""
         return self.positions - (not self.class_token)
 
     @property
-    def joined(self) -> int:
+    def line_ends(self) -> int:
+        """Vectors that a line of patches ends in: one, if pictures are cut into tiles."""
+        return int(bool(self.pictures.sizes))
+
+    @property
+    def width(self) -> int:
         """Numbers of the outputs that stand side by side."""
         return self.hidden * len(self.heard)
 
@@ -56,7 +67,9 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
     def from_gguf(cls, keys: Keys) -> VisionConfig | None:
         """Read `clip.vision.*` of a file for the encoder alone, or `llava.vision.*` of one that holds everything.
 
-        The former leaves out the layers behind the last that is listened to, and its `block_count` does not count them.
+        The former leaves out the layers behind the last that is listened to, and its `block_count` does not count them:
+        all that it counts are computed, as models were trained. (llama.cpp leaves out one more, and has the class
+        token behind the patches, at their places.)
         """
         alone = "clip.vision.block_count" in keys
         at = "clip.vision." if alone else "vision."
@@ -69,6 +82,7 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
         stored = keys.integer(f"{at}block_count")
         heard = _heard(keys, f"{at}feature_layer", stored, stored)
         patch = keys.integer(f"{at}patch_size", high=LARGEST_PATCH)
+        pictures = Preparation.from_gguf(keys, at, image_size(keys, f"{at}image_size", patch))
         quick = "gelu" if keys.flag("clip.use_gelu", False) else "quick_gelu"
         return cls(
             layers=max(heard),
@@ -79,10 +93,10 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             eps=keys.number(f"{at}attention.layer_norm_epsilon", 1e-5, low=0.0, high=1.0),
             activation=_activation(keys, f"{at}hidden_act", quick),
             heard=heard,
-            class_token=_class_token(keys, f"{at}feature_select_strategy"),
+            class_token=_class_token(keys, f"{at}feature_select_strategy", tiled=bool(pictures.sizes)),
             output=output,
             projector_activation=_activation(keys, "mm.projector_hidden_act", "gelu"),
-            pictures=Preparation.from_gguf(keys, at, image_size(keys, f"{at}image_size", patch)),
+            pictures=pictures,
         )
 
     def to_gguf(self) -> dict[str, Any]:
@@ -117,6 +131,8 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise eye.wrong("num_attention_heads", f"a divisor of {hidden}")
         heard = _heard(keys, "vision_feature_layer", eye.integer("num_hidden_layers", 12), -2)
         patch = eye.integer("patch_size", 32, high=LARGEST_PATCH)
+        side = image_size(eye, "image_size", patch, 224)
+        pictures = Preparation.from_hf(processor, side, _sizes(keys, side))
         return cls(
             layers=max(heard),
             hidden=hidden,
@@ -126,23 +142,21 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             eps=eye.number("layer_norm_eps", 1e-5, low=0.0, high=1.0),
             activation=_activation(eye, "hidden_act", "quick_gelu"),
             heard=heard,
-            class_token=_class_token(keys, "vision_feature_select_strategy"),
+            class_token=_class_token(keys, "vision_feature_select_strategy", tiled=bool(pictures.sizes)),
             output=text.integer("hidden_size", 4096),
             projector_activation=_activation(keys, "projector_hidden_act", "gelu"),
-            pictures=Preparation.from_hf(processor, image_size(eye, "image_size", patch, 224)),
+            pictures=pictures,
         )
 
 
 def _check_projector(keys: Keys) -> None:
-    """Raise BadModel if the file for an encoder holds another projector, or is of a model that looks at tiles."""
+    """Raise BadModel if the file for an encoder holds another projector, or joins tiles otherwise."""
     name = "clip.vision.projector_type" if "clip.vision.projector_type" in keys else "clip.projector_type"
     keys.text(name, "mlp", allowed=("mlp",))
     if keys.flag("clip.use_silu", False):
         raise keys.wrong("clip.use_silu", "false: the encoder has no such activation")
-    for tiles in ("clip.vision.image_grid_pinpoints", "clip.vision.image_crop_resolution"):
-        if tiles in keys:
-            raise keys.wrong(tiles, "none: LLaVA 1.6 (LLaVA-NeXT), which looks at pictures in tiles, is not read")
-    keys.text("clip.vision.mm_patch_merge_type", "flat", allowed=("flat",))
+    merged = "spatial_unpad" if "clip.vision.image_grid_pinpoints" in keys else "flat"
+    keys.text("clip.vision.mm_patch_merge_type", "flat", allowed=(merged,))
 
 
 def _heard(keys: Keys, name: str, count: int, default: int) -> tuple[int, ...]:
@@ -155,8 +169,19 @@ def _heard(keys: Keys, name: str, count: int, default: int) -> tuple[int, ...]:
     return found
 
 
-def _class_token(keys: Keys, name: str) -> bool:
-    return keys.text(name, "default", allowed=("default", "full")) == "full"
+def _sizes(keys: Keys, side: int) -> tuple[Size, ...]:
+    """Return the sizes of pictures that a checkpoint's model sees in tiles: none before LLaVA 1.6."""
+    if keys.text("model_type", "llava", allowed=("llava", "llava_next")) == "llava":
+        return ()
+    if not keys.flag("use_image_newline_parameter", True):
+        raise keys.wrong("use_image_newline_parameter", "true: lines of patches always end in a row")
+    name = "image_grid_pinpoints"
+    return sizes_of(keys if name in keys else Keys({name: USUAL}), name, side, flat=False)
+
+
+def _class_token(keys: Keys, name: str, *, tiled: bool) -> bool:
+    """Return whether the class token becomes a row, for which there is no place among tiles."""
+    return keys.text(name, "default", allowed=("default",) if tiled else ("default", "full")) == "full"
 
 
 def _activation(keys: Keys, name: str, default: str) -> Activation:
@@ -203,6 +228,13 @@ class VisionBlock(Module):
         return linear(attend_all(q, k, v, scale=size**-0.5), self.out, self.out_bias)
 
 
+class LineEnd(Module):
+    """What follows each line of patches where pictures are cut into tiles."""
+
+    config: VisionConfig
+    row: Array = tensor("output", gguf="model.image_newline", hf=("image_newline", "model.image_newline"))
+
+
 class Vision(Encoder):
     """Processor, encoder and projector."""
 
@@ -228,26 +260,36 @@ class Vision(Encoder):
     blocks: list[VisionBlock] = layers(
         VisionBlock, count="layers", gguf="v.blk.{}.", hf="vision_tower.vision_model.encoder.layers.{}."
     )
-    up: Matrix = tensor("output", "joined", gguf="mm.0.weight", hf="multi_modal_projector.linear_1.weight")
+    up: Matrix = tensor("output", "width", gguf="mm.0.weight", hf="multi_modal_projector.linear_1.weight")
     up_bias: Array | None = tensor("output", gguf="mm.0.bias", hf="multi_modal_projector.linear_1.bias", optional=True)
     down: Matrix = tensor("output", "output", gguf="mm.2.weight", hf="multi_modal_projector.linear_2.weight")
     down_bias: Array | None = tensor(
         "output", gguf="mm.2.bias", hf="multi_modal_projector.linear_2.bias", optional=True
     )
 
+    line_ends: list[LineEnd] = layers(LineEnd, count="line_ends")
+
     def prepare(self, picture: Picture) -> Prepared:
-        """Return a picture as a square, [3, side, side]."""
-        return Prepared(self.config.pictures.pixels(picture), (Rows(self.config.rows),))
+        """Return a picture as a square, and tiles of it if the model sees them: [1 + tiles, 3, side, side]."""
+        c = self.config
+        pixels, size = c.pictures.pixels(picture), c.pictures.size(picture)
+        if size is None:
+            return Prepared(pixels, (Rows(c.rows),))
+        tiling = Tiling.of(picture, size, c.pictures.side, c.side)
+        return Prepared(pixels, (Rows(len(tiling.order(c.side))),), tiling.numbers)
 
     def encode(self, images: Sequence[Prepared]) -> Generator[None, None, Sequence[Array]]:
         """Return the rows of each image, [rows, width of the decoder]; yields twice a layer."""
         found: list[Array] = []
         for image in images:
-            heard = yield from self.tower(image.pixels[None])
-            found.append(self.projected(heard))
+            views: list[Array] = []
+            for number in range(len(image.pixels)):
+                heard = yield from self.tower(image.pixels[number : number + 1])
+                views.append(self.projected(heard))
+            found.append(self.joined(views, Tiling(*image.grid)) if image.grid else views[0])
         return found
 
-    def tower(self, pixels: Array) -> Generator[None, None, Array]:  # [1, 3, side, side] -> [P + 1, joined]
+    def tower(self, pixels: Array) -> Generator[None, None, Array]:  # [1, 3, side, side] -> [P + 1, width]
         """Return the outputs of the layers that are listened to, side by side; the class token's come first."""
         c = self.config
         x = concat(self.class_embedding.reshape(1, c.hidden), conv_patches(pixels, self.patches)[0]) + self.places
@@ -257,9 +299,14 @@ class Vision(Encoder):
             outputs.append(x)
         below = concat(*(outputs[number] for number in c.heard))
         beside = np.arange(len(c.heard) * c.positions).reshape(len(c.heard), c.positions).T
-        return below[beside].reshape(c.positions, c.joined)  # type: ignore[no-any-return]
+        return below[beside].reshape(c.positions, c.width)  # type: ignore[no-any-return]
 
-    def projected(self, x: Array) -> Array:  # [P + 1, joined] -> [rows, width of the decoder]
+    def joined(self, views: Sequence[Array], tiling: Tiling) -> Array:  # [P, width of the decoder] each -> [rows, ...]
+        """Return the rows of a picture, given those of the whole and of its tiles."""
+        end = self.line_ends[0].row.reshape(1, self.config.output)
+        return concat(*views, end)[tiling.order(self.config.side)]
+
+    def projected(self, x: Array) -> Array:  # [P + 1, width] -> [rows, width of the decoder]
         """Return the rows of embeddings."""
         c = self.config
         x = x[c.positions - c.rows :]

@@ -48,7 +48,7 @@ SPELLED = {"checkpoint": "hf", "pair": "gguf"}
 NEVER_ONE = ("mistral3", "pair")  # the encoder's file has rows in an order that single files have not
 SHOWN = [
     *[(variant, kind) for variant in SEEING for kind in SPELLED if (variant, kind) != NEVER_ONE],
-    ("llava", "checkpoint"), ("llava-mistral", "checkpoint"),
+    ("llava", "checkpoint"), ("llava-mistral", "checkpoint"), ("llava-next", "checkpoint"),
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""LLaVA 1.5 against the reference: from checkpoints, from pairs of GGUF files, and from one file that Puna wrote.
+"""LLaVA 1.5 and 1.6 against the reference: from checkpoints, pairs of GGUF files, and one file that Puna wrote.
 
 Text alone is compared in test_parity.py.
 """
@@ -39,6 +39,7 @@ from puna.core.tensor.weights import open_weights
 from puna.plugins import llama, llava, mistral_small
 from puna.plugins.llava import Config, cache_layout
 from puna.plugins.llava_pictures import LARGEST_SIDE, Preparation
+from puna.plugins.llava_tiles import Tiling, best_size, tiles
 from puna.plugins.llava_vision import Vision, VisionConfig
 from puna.store import chat_template
 from puna.text.tokenizers import open_tokenizer, tokenizer_keys
@@ -50,9 +51,10 @@ from .test_engine import GREEDY, TEXT
 from .test_plugin_contract import MemorySource
 
 ATOL = 1e-3  # of logits and rows, as for every engine that works in float32; pixels: 1e-5
-NAME, OTHER = "llava", "llava-mistral"
+NAME, OTHER, NEXT = "llava", "llava-mistral", "llava-next"
 KINDS = [(NAME, "checkpoint"), (NAME, "pair"), (NAME, "older pair"), (NAME, "single"),
-         (OTHER, "checkpoint"), (OTHER, "single")]  # fmt: skip
+         (OTHER, "checkpoint"), (OTHER, "single"),
+         (NEXT, "checkpoint"), (NEXT, "pair"), (NEXT, "single")]  # fmt: skip
 (LLAVA,) = llava.architectures()
 R = TypeVar("R")
 
@@ -75,6 +77,7 @@ def talk_case(variant: str, name: str) -> dict[str, Any]:
 
 # ---- files ---------------------------------------------------------------------------------------------------------
 
+TILINGS = {"gradient": (2, 1, 2, 0), "alpha": (2, 2, 1, 0), "wide": (3, 1, 0, 1)}  # columns, lines, bare on each side
 EYE_KEYS = ("image_size", "patch_size", "embedding_length", "feed_forward_length", "block_count", "image_mean",
             "image_std", "attention.head_count", "attention.layer_norm_epsilon")  # fmt: skip
 
@@ -111,7 +114,7 @@ class Copy:
 
 
 def is_of_eye(name: str) -> bool:
-    return name.startswith(("v.", "mm.", "llava.vision.", "llava.mm."))
+    return name.startswith(("v.", "mm.", "model.", "llava.vision.", "llava.mm."))
 
 
 def write_pair(single: Path, folder: Path, *, typed: bool) -> dict[str, Path]:
@@ -135,6 +138,10 @@ def write_pair(single: Path, folder: Path, *, typed: bool) -> dict[str, Path]:
     eye.writer.add_bool("clip.use_gelu", False)
     if typed:
         eye.writer.add_string("clip.projector_type", "mlp")
+    if (tiled := "llava.vision.image_grid_pinpoints") in eye.reader.fields:
+        eye.key(tiled, "clip.vision.image_grid_pinpoints")
+        eye.writer.add_string("clip.vision.image_aspect_ratio", "anyres")
+        eye.writer.add_string("clip.vision.mm_patch_merge_type", "spatial_unpad")
     eye.finish(lambda name: exchanged(name) if is_of_eye(name) else None)
     return {"model.gguf": folder / "model.gguf", "mmproj.gguf": folder / "mmproj.gguf"}
 
@@ -150,11 +157,12 @@ def exchanged(name: str) -> str:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Path]]:
     """Return the files of each kind."""
     made = tmp_path_factory.mktemp(NAME)
-    single = {variant: write_single(variant, made / f"{variant}.gguf") for variant in (NAME, OTHER)}
+    single = {variant: write_single(variant, made / f"{variant}.gguf") for variant in (NAME, OTHER, NEXT)}
     found = {(variant, "single"): {"model.gguf": path} for variant, path in single.items()}
     for variant in single:
         found[variant, "checkpoint"] = {path.name: path for path in sorted(hf(variant).iterdir())}
     found[NAME, "pair"] = write_pair(single[NAME], made / "pair", typed=True)
+    found[NEXT, "pair"] = write_pair(single[NEXT], made / "tiles", typed=True)
     found[NAME, "older pair"] = write_pair(single[NAME], made / "older", typed=False)
     return found
 
@@ -271,15 +279,16 @@ def plain(width: int, height: int, colour: tuple[int, int, int] = (200, 30, 90))
 def stored(variant: str, name: str) -> Prepared:
     """Return a picture with the reference's own pixels."""
     case = image_case(variant, name)
-    return Prepared(expected(variant)[case["pixel_values"]][0], (Rows(case["n_image_tokens"]),))
+    pixels = expected(variant)[case["pixel_values"]].reshape(-1, 3, 24, 24)
+    return Prepared(pixels, (Rows(case["n_image_tokens"]),), TILINGS[name] if variant == NEXT else ())
 
 
-@pytest.mark.parametrize(("variant", "kind"), [key for key in KINDS if "pair" not in key[1]])
+@pytest.mark.parametrize(("variant", "kind"), [key for key in KINDS if key[0] == NEXT or "pair" not in key[1]])
 @images
 def test_pictures_are_prepared_as_the_reference_does(variant: str, kind: str, image: str, loaded: Any) -> None:
     found, wanted = loaded(variant, kind).vision.prepare(picture(variant, image)), stored(variant, image)
     np.testing.assert_allclose(found.pixels, wanted.pixels, rtol=0, atol=1e-5)
-    assert found.parts == wanted.parts
+    assert (found.parts, found.grid) == (wanted.parts, wanted.grid)
 
 
 def test_pairs_see_squares_as_the_reference_does_and_others_whole(loaded: Any) -> None:
@@ -348,8 +357,9 @@ def test_long_strips_take_no_more_memory_than_a_large_square(
 @images
 def test_pictures_are_encoded_as_the_reference_does(variant: str, kind: str, image: str, loaded: Any) -> None:
     model, case, prepared = loaded(variant, kind), image_case(variant, image), stored(variant, image)
-    tower, _ = drained(model.vision.tower(prepared.pixels[None]))
-    np.testing.assert_allclose(tower, expected(variant)[case["tower"]], rtol=0, atol=ATOL)
+    towers = [drained(model.vision.tower(view[None]))[0] for view in prepared.pixels]
+    wanted = expected(variant)[case["tower"]].reshape(np.shape(towers))
+    np.testing.assert_allclose(towers, wanted, rtol=0, atol=ATOL)
     (rows,) = encoded(model, prepared)
     np.testing.assert_allclose(rows, expected(variant)[case["projected"]], rtol=0, atol=ATOL)
 
@@ -455,7 +465,7 @@ def test_replies_to_pictures_are_the_reference_s(variant: str, kind: str, talk: 
     assert reply == case["greedy"]
 
 
-@pytest.mark.parametrize("variant", [NAME, OTHER])
+@pytest.mark.parametrize("variant", [NAME, OTHER, NEXT])
 @pytest.mark.parametrize("step_tokens", [5, 64])
 def test_replies_to_picture_files_are_the_reference_s_in_any_company(variant: str, step_tokens: int) -> None:
     """All at once, some of them twice, in steps that cut rows of pictures in two."""
@@ -480,24 +490,39 @@ def test_replies_to_picture_files_are_the_reference_s_in_any_company(variant: st
     assert runner.stats.images.prepared == runner.stats.images.encoded == 3
 
 
+def said(variant: str, case: dict[str, Any]) -> str:
+    """Return what the reference says after a prompt, up to the end of its reply."""
+    tokenizer = open_tokenizer(open_weights(hf(variant)))
+    detokenizer = tokenizer.detokenizer(case["ids"])
+    reply = itertools.takewhile(lambda token: token not in tokenizer.stop_ids, case["greedy"])
+    return "".join(map(detokenizer.push, reply)) + detokenizer.flush()
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
-    ("variant", "kind"), [(NAME, "checkpoint"), (NAME, "pair"), (NAME, "single"), (OTHER, "checkpoint")]
+    ("variant", "kind"),
+    [
+        (NAME, "checkpoint"),
+        (NAME, "pair"),
+        (NAME, "single"),
+        (OTHER, "checkpoint"),
+        (NEXT, "checkpoint"),
+        (NEXT, "pair"),
+    ],
 )
 async def test_replies_over_http_are_the_reference_s(tmp_path: Path, variant: str, kind: str, files: Any) -> None:
-    tokenizer = open_tokenizer(open_weights(files[variant, kind]))
     async with running_server(tmp_path, precise=True) as live:
         digests = {name: await upload(live.store, path) for name, path in files[variant, kind].items()}
         answer = await live.http.post("/api/create", json={"model": "m", "files": digests, "stream": False})
         assert answer.json() == {"status": "success"}, answer.text
         assert "vision" in (await live.http.post("/api/show", json={"model": "m"})).json()["capabilities"]
         for case in cases(variant)["multimodal"]:
-            if kind == "pair" and case["images"] != ["gradient"]:
+            if (variant, kind) == (NAME, "pair") and case["images"] != ["gradient"]:
                 continue  # pairs see other pictures whole, where the reference crops them
             body = {"model": "m", "messages": as_openai(variant, case), "temperature": 0, "max_tokens": 16}
             answer = await live.http.post("/v1/chat/completions", json=body)
             assert answer.json()["usage"]["prompt_tokens"] == len(case["ids"]), answer.text
-            assert answer.json()["choices"][0]["message"]["content"] == tokenizer.decode(case["greedy"])
+            assert answer.json()["choices"][0]["message"]["content"] == said(variant, case)
 
 
 # ---- sizes ---------------------------------------------------------------------------------------------------------
@@ -611,7 +636,10 @@ def test_an_encoder_that_makes_no_sense_is_refused_by_key(eye: Any, changes: Any
     [
         ({"clip.projector_type": "ldp"}, "clip.projector_type is 'ldp', expected one of mlp"),
         ({"clip.use_silu": True}, "clip.use_silu is True, expected false"),
-        ({"clip.vision.image_grid_pinpoints": [336, 672]}, "image_grid_pinpoints is .*LLaVA 1.6"),
+        (
+            {"clip.vision.image_grid_pinpoints": [24, 48]},
+            "mm_patch_merge_type is 'flat', expected one of spa",
+        ),
         ({"clip.vision.mm_patch_merge_type": "spatial_unpad"}, "mm_patch_merge_type is 'spatial_unpad'"),
         ({"clip.vision.image_aspect_ratio": "anyres"}, "image_aspect_ratio is 'anyres'"),
         ({"clip.vision.attention.head_count": 5}, "head_count is 5, expected a divisor of 32"),
@@ -628,7 +656,80 @@ def test_a_pair_that_makes_no_sense_is_refused_by_key(changes: dict[str, Any], c
         read_vision_config(VisionConfig, source)
 
 
-def test_a_model_that_looks_at_tiles_is_nobody_s() -> None:
-    source = MemorySource("safetensors", {"architectures": ["LlavaNextForConditionalGeneration"]})
-    with pytest.raises(BadModel, match="no plugin provides architectures"):
-        find_architecture([LLAVA], source)
+# ---- tiles ---------------------------------------------------------------------------------------------------------
+
+SIZES = ((672, 336), (336, 672), (672, 672), (1008, 336), (336, 1008))
+
+
+def next_of(processor: dict[str, Any] | None = None, **changes: Any) -> Any:
+    files = {} if processor is None else {"preprocessor_config.json": json.dumps(processor).encode()}
+    return read_vision_config(VisionConfig, MemorySource("safetensors", written(NEXT, **changes), files=files))
+
+
+@pytest.mark.parametrize(
+    ("picture", "size"),
+    [((400, 200), (672, 336)), ((200, 400), (336, 672)), ((500, 500), (672, 672)), ((2000, 300), (1008, 336)),
+     ((10, 10), (672, 336)), ((1, 60000), (672, 336))],  # so thin that nothing of the last is seen in any of them
+)  # fmt: skip
+def test_a_picture_gets_the_size_in_which_most_of_it_is_seen(picture: Any, size: Any) -> None:
+    assert best_size(plain(*picture), SIZES) == size
+
+
+def test_tiles_are_those_of_a_picture_in_the_middle_of_black() -> None:
+    left, right = tiles(plain(40, 10), (48, 24), 24)
+    for tile in (left, right):
+        found = np.asarray(tile.image)
+        assert found.shape == (24, 24, 3)
+        assert not found[:6].any() and not found[18:].any()
+        assert found[12, 12].tolist() == [200, 30, 90]
+
+
+def test_rows_follow_lines_of_patches_across_tiles() -> None:
+    order = Tiling(columns=2, lines=1, left=1, top=0).order(2)
+    assert order.tolist() == [0, 1, 2, 3, 5, 8, -1, 7, 10, -1]
+    assert Tiling(columns=1, lines=2, left=0, top=1).order(2).tolist() == [0, 1, 2, 3, 6, 7, -1, 8, 9, -1]
+    assert Tiling(columns=1, lines=1, left=0, top=1).order(2).tolist() == [0, 1, 2, 3]  # too thin to be seen
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_rows_of_any_picture_can_be_put_together(width: int, height: int) -> None:
+    vision = Vision()
+    vision.config = next_of()
+    size = vision.config.pictures.size(plain(width, height))
+    tiling = Tiling.of(plain(width, height), size, 24, 4)
+    count = tiling.columns * tiling.lines
+    assert (tiling.columns * 24, tiling.lines * 24) == size
+    order = tiling.order(4)
+    assert order[:16].tolist() == list(range(16)) and order.max() < 16 * (1 + count)
+    assert len(order) == 16 + (4 * tiling.lines - 2 * tiling.top) * (4 * tiling.columns - 2 * tiling.left + 1)
+
+
+def test_sizes_are_the_usual_ones_where_a_config_has_none() -> None:
+    eye = written(NEXT)["vision_config"] | {"image_size": 336, "patch_size": 14}
+    assert set(next_of(image_grid_pinpoints=None, vision_config=eye).pictures.sizes) == set(SIZES)
+    assert next_of().pictures.sizes == ((48, 24), (24, 48), (48, 48), (72, 24))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        *[
+            ({"image_grid_pinpoints": sizes}, "image_grid_pinpoints is .*, expected up to 256 sizes")
+            for sizes in ([[24, 30]], [[24]], [24, 48], [[24, 48], [24]], [[24.0, 48.0]], [["24", "48"]], [[0, 24]],
+                          [[-24, 24]], [[24, 24 * 65]], [[24 * 9, 24 * 8]], [[24, 1 << 70]], [[24, 24]] * 300, [None])
+        ],
+        ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy is 'full', expected one of def"),
+        ({"use_image_newline_parameter": False}, "use_image_newline_parameter is False"),
+        ({"processor": {"size": 30}}, "size is 30, expected a length from 24 to 24"),
+        ({"model_type": "llava_onevision"}, "model_type is 'llava_onevision'"),
+    ],
+)  # fmt: skip
+def test_tiles_that_make_no_sense_are_refused_by_key(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(BadModel, match=complaint):
+        next_of(**changes)
+
+
+def test_what_lines_end_in_must_be_in_the_file() -> None:
+    source = open_weights(hf(NEXT))
+    with pytest.raises(BadModel, match=r"image_newline or model.image_newline is missing \(expected \[48\]\)"):
+        load(Renamed(source, lambda name: name.replace("image_newline", "other")))

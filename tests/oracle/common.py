@@ -175,7 +175,7 @@ def usual_scale(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         return 1.0, 0.25
     if "embed_tokens" in name:
         return 0.0, 0.6
-    if "position_embed" in name or "class_embedding" in name:
+    if any(part in name for part in ("position_embed", "class_embedding", "newline")):
         return 0.0, 0.5
     if "lm_head" in name:
         return 0.0, 5.0 / shape[-1] ** 0.5

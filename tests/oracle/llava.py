@@ -1,9 +1,10 @@
-"""LLaVA 1.5: a CLIP encoder with a class token, two layers of projector, and a decoder of Llama's or Mistral's family.
+"""LLaVA 1.5 and 1.6: CLIP with a class token, two layers of projector, and a decoder of Llama's or Mistral's family.
 
 llava           Llama, features of the last layer but one without the class token, quick GELU; pictures are
                 cropped to a square.
 llava-mistral   Mistral with a sliding window, features of two layers side by side with the class token, exact GELU;
                 pictures are put on a square.
+llava-next      Llama, pictures as a whole and in tiles, whose rows of patches end in a row of their own (1.6).
 """
 
 from __future__ import annotations
@@ -131,4 +132,48 @@ class LlavaMistral(Llava):
         }  # fmt: skip
 
 
-VARIANTS = [Llava(), LlavaMistral()]
+class LlavaNext(Llava):
+    """LLaVA 1.6."""
+
+    name = "llava-next"
+    stored = "bfloat16"
+    grids = [[24, 48], [48, 24], [48, 48], [24, 72]]  # noqa: RUF012 - height and width
+
+    @property
+    def processor(self) -> dict[str, Any]:  # type: ignore[override]
+        """Its own, whose padding is for batches."""
+        return super().processor | {
+            "do_pad": True, "image_grid_pinpoints": self.grids, "image_processor_type": "LlavaNextImageProcessor",
+            "processor_class": "LlavaNextProcessor",
+        }  # fmt: skip
+
+    @property
+    def processor_extra(self) -> dict[str, Any]:  # type: ignore[override]
+        """What the number of tokens depends on."""
+        return super().processor_extra | {"processor_class": "LlavaNextProcessor"}
+
+    def text(self, tok: Any) -> dict[str, Any]:
+        """Return the section of the decoder."""
+        return super().text(tok) | {"num_hidden_layers": 2, "rope_theta": 1000000.0}
+
+    def config(self, tok: Any) -> dict[str, Any]:
+        """Return config.json as published models have it."""
+        return super().config(tok) | {
+            "architectures": ["LlavaNextForConditionalGeneration"], "image_grid_pinpoints": self.grids,
+            "model_type": "llava_next", "use_image_newline_parameter": True,
+        }  # fmt: skip
+
+    def see(self, model: Any, inputs: Inputs) -> dict[str, Any]:
+        """Return the chosen layer's outputs of the whole picture and of each tile, and the rows."""
+        views = inputs["pixel_values"][0]
+        states = model.model.vision_tower(views, output_hidden_states=True).hidden_states
+        rows = model.model.get_image_features(
+            inputs["pixel_values"],
+            inputs["image_sizes"],
+            vision_feature_layer=self.layer,
+            vision_feature_select_strategy=self.strategy,
+        )
+        return {"tower": states[self.layer], "projected": torch.cat(list(rows))}
+
+
+VARIANTS = [Llava(), LlavaMistral(), LlavaNext()]
