@@ -40,7 +40,7 @@ FILES = (
     "mistral-swa/hf", "qwen2/gguf/model-f32.gguf", "qwen3/gguf/model-f32.gguf",
     "gemma3-text/gguf/model-f32.gguf", "llama4-scout/hf",
 )  # fmt: skip
-SEEING = ("gemma3-vl/hf", "qwen2.5-vl/hf")
+SEEING = ("gemma3-vl/hf", "qwen2.5-vl/hf", "llava/hf")
 MIXED = (Causal(), Window(40), Chunk(48), Window(5))  # what layers of a model may see, in turn
 TOKENS = 48  # of the longest reply: more than what a place has blocks for when it begins
 PROMPTS = 16  # of one model, from which schedules choose

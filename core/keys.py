@@ -26,6 +26,11 @@ class Keys:
     def __contains__(self, name: str) -> bool:
         return self._find(name) is not None
 
+    def is_null(self, name: str) -> bool:
+        """Whether the key is there and holds a null: some configs say so what its absence would not."""
+        found = next((key for key in (name, self._prefix + name) if key in self._values), None)
+        return found is not None and self._values[found] is None
+
     def integer(self, name: str, default: int | None = None, *, low: int = 1, high: int = LARGEST) -> int:
         """Return a whole number in low..high."""
         value = self._find(name)

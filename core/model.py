@@ -70,7 +70,7 @@ def load_model(architecture: Architecture, source: WeightSource, loader: Loader)
     """Return the model in source. Raises BadModel naming each missing or misshapen tensor."""
     config = read_config(architecture.config, source)
     eye = None if architecture.vision_config is None else read_vision_config(architecture.vision_config, source)
-    binder = _Binder(source, loader, architecture.prefixes)
+    binder = _Binder(source, loader, architecture)
     model: Any = binder.module(architecture.model, config)
     vision: Any = None if eye is None or architecture.vision is None else binder.module(architecture.vision, eye)
     binder.finish()
@@ -113,10 +113,10 @@ def _side_object(source: WeightSource, name: str) -> dict[str, Any] | None:
 class _Binder:
     """Walks the tensor table of a module class and fills an instance, collecting every complaint before it speaks."""
 
-    def __init__(self, source: WeightSource, loader: Loader, prefixes: Mapping[str, str]) -> None:
-        self._source, self._loader = source, loader
+    def __init__(self, source: WeightSource, loader: Loader, architecture: Architecture) -> None:
+        self._source, self._loader, self._architecture = source, loader, architecture
         # From the names in tables to those in the file; the longest prefix counts, as one may begin another.
-        self._names = {_renamed(name, prefixes): name for name in source.tensors}
+        self._names = {_renamed(name, architecture.prefixes): name for name in source.tensors}
         self._used: set[str] = set()
         self._problems: list[str] = []
         self.nbytes = 0
@@ -140,7 +140,9 @@ class _Binder:
             shown = "; ".join(self._problems[:8])
             more = f"; and {len(self._problems) - 8} more" if len(self._problems) > 8 else ""
             raise BadModel(f"the model's tensors do not fit its architecture: {shown}{more}")
-        unused = [name for name in self._source.tensors if name not in self._used]
+        prefixes, spare = self._architecture.prefixes, self._architecture.spare
+        left = (name for name in self._source.tensors if name not in self._used)
+        unused = [name for name in left if not _renamed(name, prefixes).startswith(spare)]
         if unused:
             log.warning("%d tensors are not used by this architecture: %s", len(unused), ", ".join(unused[:8]))
 

@@ -70,6 +70,12 @@ class Picture:
         """Return a part of the picture. What lies outside of it is black."""
         return Picture(self.image.crop((left, top, left + width, top + height)))
 
+    def centred(self, width: int, height: int, colour: tuple[int, ...]) -> Picture:
+        """Return the picture in the middle of a larger ground. colour: red, green and blue, from 0 to 255."""
+        ground = Image.new("RGB", (width, height), colour)
+        ground.paste(self.image, ((width - self.width) // 2, (height - self.height) // 2))
+        return Picture(ground)
+
     def numbers(self, mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:
         """Return (colour / 255 - mean) / std, [3, height, width]; mean and std: of red, green and blue."""
         bytes_ = np.asarray(self.image, np.uint8).transpose(2, 0, 1).astype(np.float32)

@@ -293,7 +293,7 @@ class Architecture:
     """One architecture: the names it answers to, and its parts."""
 
     # Values of `general.architecture`. Where several models share one: "name+projector", for a file that has one with
-    # this `clip.projector_type` beside it; that counts for more than the name alone.
+    # this `clip.projector_type` beside it; that counts for more than the name alone. "name+": beside one that has none.
     gguf: tuple[str, ...] = ()
     hf: tuple[str, ...] = ()  # entries of config.json's `architectures`
     config: type[Any]  # a Config
@@ -307,6 +307,7 @@ class Architecture:
     streams: int = 1  # of positions
     # How checkpoints may begin a name, and what the names in this architecture's tables begin with instead.
     prefixes: Mapping[str, str] = field(default_factory=dict)
+    spare: tuple[str, ...] = ()  # how names in checkpoints begin, in these tables' words, that need not be used
 
     def __post_init__(self) -> None:
         if not self.gguf and not self.hf:
@@ -343,4 +344,6 @@ def names_asked_for(kind: Literal["gguf", "safetensors"], metadata: Mapping[str,
     if not isinstance(name, str):
         return []
     projectors = [metadata.get(key) for key in ("clip.projector_type", "clip.vision.projector_type")]
+    if all(projector is None for projector in projectors) and metadata.get("clip.has_vision_encoder") is True:
+        projectors = [""]  # a file older than the key
     return [*(f"{name}+{projector}" for projector in projectors if isinstance(projector, str)), name]

@@ -38,6 +38,13 @@ def test_a_null_counts_as_missing():
     assert keys.section("head_dim") is None
 
 
+def test_a_null_can_be_told_from_a_key_that_is_missing():
+    keys = gguf(toy__window=None, toy__heads=8)
+    assert keys.is_null("window")
+    assert not keys.is_null("heads")
+    assert not keys.is_null("layers")
+
+
 @pytest.mark.parametrize("read", ["integer", "number", "flag", "text"])
 def test_a_missing_key_is_named_with_its_prefix(read):
     assert refusal(getattr(gguf(), read), "block_count") == "GGUF metadata: key toy.block_count is missing"

@@ -646,3 +646,13 @@ def test_frames_of_a_video_may_have_so_many_pixels_together(monkeypatch: pytest.
     assert [(frame.width, frame.height) for frame in open_frames([file.getvalue()] * 2)] == [(40, 30)] * 2
     with pytest.raises(BadRequest, match="frames of a video have too many pixels"):
         open_frames([file.getvalue()] * 3)
+
+
+@pytest.mark.parametrize(("size", "left", "top"), [((70, 48), 3, 0), ((64, 51), 0, 1), ((64, 48), 0, 0)])
+def test_a_picture_lies_in_the_middle_of_a_larger_ground(size, left, top):
+    small = corners()
+    large = Picture(small).centred(*size, (1, 2, 3))
+    assert (large.width, large.height) == size
+    assert large.cropped(left, top, 64, 48).image.tobytes() == small.tobytes()
+    ground = {large.image.getpixel(at) for at in ((0, 0), (size[0] - 1, size[1] - 1))}
+    assert (ground == {(1, 2, 3)}) == (left > 0) or top > 0

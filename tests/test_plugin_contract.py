@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import CpuLoader, CpuMatrix
 from puna.core.tensor.source import TensorInfo
 from puna.core.tensor.weights import open_weights
-from puna.plugins import llama, mistral, mistral_small, qwen2, qwen3, qwen25vl
+from puna.plugins import llama, llava, mistral, mistral_small, qwen2, qwen3, qwen25vl
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -202,6 +202,15 @@ def test_tensors_that_nothing_asks_for_are_warned_of(caplog):
     with caplog.at_level(logging.WARNING, logger="puna"):
         load(toy_gguf(blk__7__w__weight=numbers(4, 4)))
     assert "1 tensors are not used by this architecture: blk.7.w.weight" in caplog.text
+
+
+def test_tensors_that_need_not_be_used_are_passed_over_in_silence(caplog):
+    source, other = toy_gguf(old__7__w=numbers(4), rest=numbers(4)), architecture(prefixes={"old.": "new."})
+    for spare, left in (((), "old.7.w, rest"), (("new.",), "rest"), (("new.", "rest"), None), (("old.",), "old.7.w")):
+        caplog.clear()
+        load_model(replace(other, spare=spare), source, CpuLoader(precise=True))
+        assert (left or "") in caplog.text
+        assert (left is None) == (caplog.text == "")
 
 
 def test_a_missing_size_is_named():
@@ -398,6 +407,16 @@ def test_a_pair_of_files_is_for_who_answers_to_both_and_else_for_who_answers_to_
         find_architecture([seeing], MemorySource("gguf", metadata | {key: 5}))
 
 
+def test_a_name_that_ends_in_a_plus_is_for_encoders_that_do_not_say_what_they_are():
+    oldest, metadata = architecture(gguf=("oldest", "toy+")), {"general.architecture": "toy"}
+    beside = metadata | {"clip.has_vision_encoder": True}
+    others = [metadata, metadata | {"clip.has_vision_encoder": False}, beside | {"clip.projector_type": "eye"}]
+    for both in ([TOY, oldest], [oldest, TOY]):
+        assert find_architecture(both, MemorySource("gguf", beside)) is oldest
+        assert [find_architecture(both, MemorySource("gguf", found)) for found in others] == [TOY] * 3
+    assert find_architecture([TOY], MemorySource("gguf", beside)) is TOY
+
+
 @pytest.mark.parametrize(
     ("kind", "metadata", "asked"),
     [
@@ -449,7 +468,7 @@ def test_a_config_needs_a_constructor_for_each_kind_of_file_answered_to():
 
 # ---- the plugins that come with Puna -------------------------------------------------------------------------------
 
-OURS = [llama, mistral, mistral_small, qwen2, qwen3, qwen25vl]
+OURS = [llama, llava, mistral, mistral_small, qwen2, qwen3, qwen25vl]
 
 
 @pytest.mark.parametrize("plugin", OURS, ids=lambda plugin: plugin.__name__)
