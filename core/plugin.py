@@ -229,6 +229,13 @@ class Step(Protocol):
     def cache(self) -> Sequence[LayerCache]:
         """The cache of each layer, in the order of the architecture's layout."""
 
+    def deepen(self, x: Array, number: int) -> Array:
+        """Return x, [T, D], with one of the deeper embeddings of its images' rows added to them: the number-th, from 0.
+
+        x may be changed. Where no image has such an embedding it is returned as it is. Source: DeepStack,
+        arXiv:2406.04334, section 3.
+        """
+
 
 class Model(Protocol):
     """The forward pass in three parts, so that the core can put media embeddings in and pick rows out between them."""
@@ -275,6 +282,15 @@ class Encoder(Module):
     media: ClassVar[frozenset[str]] = frozenset({"image"})  # what it reads: "image", "video"
 
     @property
+    def deeper(self) -> int:
+        """Embeddings that each row has for layers of the decoder, besides the one that stands in a token's place.
+
+        They lie behind that one, in a row of (1 + deeper) · D numbers, and the decoder's forward pass asks for them
+        with `Step.deepen`.
+        """
+        return 0
+
+    @property
     def most_atomic(self) -> int:
         """Rows that atomic `Rows` have at most."""
         return 0
@@ -294,7 +310,10 @@ class Encoder(Module):
         raise BadRequest("this model reads images, not videos")
 
     def encode(self, images: Sequence[Prepared]) -> Generator[None, None, Sequence[Array]]:
-        """Return the rows of each image, [rows, D]. Yields wherever others may have their turn: every layer or two."""
+        """Return the rows of each image, [rows, (1 + deeper) · D].
+
+        Yields wherever others may have their turn: every layer or two.
+        """
         raise NotImplementedError
 
 
