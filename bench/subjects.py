@@ -40,7 +40,7 @@ FILES = (
     "mistral-swa/hf", "qwen2/gguf/model-f32.gguf", "qwen3/gguf/model-f32.gguf",
     "gemma3-text/gguf/model-f32.gguf", "llama4-scout/hf",
 )  # fmt: skip
-SEEING = ("gemma3-vl/hf", "qwen2.5-vl/hf", "llava/hf")
+SEEING = ("gemma3-vl/hf", "qwen2.5-vl/hf", "qwen3-vl/hf", "llava/hf")
 MIXED = (Causal(), Window(40), Chunk(48), Window(5))  # what layers of a model may see, in turn
 TOKENS = 48  # of the longest reply: more than what a place has blocks for when it begins
 PROMPTS = 16  # of one model, from which schedules choose
@@ -122,9 +122,11 @@ def alone(given: Subject, request: Generate) -> Spoken:
         count = talk.unread
         talk.table.reserve(len(talk.tokens))
         x = model.embed(np.array(talk.tokens[-count:], np.int32))
-        for at, rows in talk.inserts(0, count):
-            x = insert(x, rows, at)
-        x = model.forward(x, StepView(memory, [talk.part(0, count)], streams=given.loaded.architecture.streams))
+        inserts = talk.inserts(0, count)
+        for at, rows in inserts:
+            x = insert(x, rows[:, : x.shape[1]], at)
+        streams = given.loaded.architecture.streams
+        x = model.forward(x, StepView(memory, [talk.part(0, count)], streams=streams, inserts=inserts))
         talk.advance(count)
         logits = np.asarray(model.logits(x[-1:]))
         token = int(sample(logits, [talk.sampler], [talk.tokens])[0])

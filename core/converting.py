@@ -229,8 +229,8 @@ def _named(module: Module, model: str, prefix: str = "") -> Iterator[tuple[str, 
     for field, declared, _ in table(type(module)):
         value = getattr(module, field)
         if isinstance(declared, LayersField):
-            for number, block in zip(declared.numbers(module.config), value, strict=True):
-                yield from _named(block, model, prefix + declared.gguf.format(number))
+            for (below, *_), block in zip(declared.prefixes("gguf", module.config), value, strict=True):
+                yield from _named(block, model, prefix + below)
         elif value is not None and not (declared.tied and value is getattr(module, declared.tied)):
             if not declared.gguf:
                 raise Unsupported(f"GGUF files of {model} have no name for a tensor of this model: {prefix}{field}")

@@ -121,15 +121,15 @@ class _Binder:
         self._problems: list[str] = []
         self.nbytes = 0
 
-    def module(self, kind: type[Module], config: Any, gguf: str = "", hf: str = "") -> Module:
-        """Return a filled instance. gguf, hf: what stands in front of its tensors' names."""
+    def module(self, kind: type[Module], config: Any, prefixes: Sequence[str] = ("",)) -> Module:
+        """Return a filled instance. prefixes: what may stand in front of its tensors' names."""
         made = kind()
         made.config = config
         for field, declared, wanted in table(kind):
             if isinstance(declared, LayersField):
-                setattr(made, field, list(self._layers(declared, config, gguf, hf)))
+                setattr(made, field, list(self._layers(declared, config, prefixes)))
             else:
-                setattr(made, field, self._tensor(made, declared, wanted, gguf, hf))
+                setattr(made, field, self._tensor(made, declared, wanted, prefixes))
         if not self._problems:
             made.ready()
         return made
@@ -146,15 +146,14 @@ class _Binder:
         if unused:
             log.warning("%d tensors are not used by this architecture: %s", len(unused), ", ".join(unused[:8]))
 
-    def _layers(self, declared: LayersField, config: Any, gguf: str, hf: str) -> Iterator[Module]:
-        for layer in declared.numbers(config):
+    def _layers(self, declared: LayersField, config: Any, prefixes: Sequence[str]) -> Iterator[Module]:
+        for own in declared.prefixes(self._source.kind, config):
             if len(self._problems) > MANY:
                 return  # a count from a hostile file must not keep us busy
-            below = gguf + declared.gguf.format(layer), hf + declared.hf.format(layer)
-            yield self.module(declared.module, config, *below)
+            yield self.module(declared.module, config, [above + prefix for above in prefixes for prefix in own])
 
-    def _tensor(self, made: Module, declared: TensorField, wanted: type, gguf: str, hf: str) -> Any:
-        names = self._spellings(declared, gguf, hf)
+    def _tensor(self, made: Module, declared: TensorField, wanted: type, prefixes: Sequence[str]) -> Any:
+        names = self._spellings(declared, prefixes)
         shape = tuple(size_of(size, made.config) for size in declared.shape)
         turned = declared.transposed is True or (declared.transposed == "hf" and self._source.kind == "safetensors")
         expected = (*shape[:-2], shape[-1], shape[-2]) if turned else shape
@@ -167,8 +166,9 @@ class _Binder:
             return None
         self._used.add(found)
         info, source = self._source.tensors[found], self._source
-        if declared.hf_part is not None and source.kind == "safetensors":
-            source = PartOfTensor(source, found, *declared.hf_part, columns=turned)
+        part = declared.hf_part if source.kind == "safetensors" else declared.gguf_part
+        if part is not None and (source.kind == "safetensors" or info.shape != expected):
+            source = PartOfTensor(source, found, *part, columns=turned)
             info = source.tensors[found]
         if info.shape != expected:
             self._problems.append(f"{info.name} is {list(info.shape)}, expected {list(expected)}")
@@ -188,9 +188,9 @@ class _Binder:
         fitting = [name for name in present if self._source.tensors[name].shape == shape]
         return next(iter(fitting + present), None)
 
-    def _spellings(self, declared: TensorField, gguf: str, hf: str) -> list[str]:
-        names, prefix = (declared.gguf, gguf) if self._source.kind == "gguf" else (declared.hf, hf)
-        return [prefix + name for name in ((names,) if isinstance(names, str) else names or ())]
+    def _spellings(self, declared: TensorField, prefixes: Sequence[str]) -> list[str]:
+        names = declared.gguf if self._source.kind == "gguf" else declared.hf
+        return [prefix + name for name in ((names,) if isinstance(names, str) else names or ()) for prefix in prefixes]
 
 
 def size_of(declared: Size, config: Any) -> int | AnySize:

@@ -14,7 +14,7 @@ and calls its forward pass. What to compute with is in `puna.core.tensor`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform
 
@@ -22,15 +22,15 @@ import numpy as np
 import numpy.typing as npt
 import pluggy
 
-from .errors import BadRequest
+from .errors import BadModel, BadRequest
 from .keys import Keys
 from .pictures import Picture
 from .tensor.ops import Array, Matrix, Seen
 
 __all__ = [
-    "Architecture", "Array", "BadRequest", "CacheLayer", "Causal", "Chunk", "Config", "Encoder", "Hooks", "Keys",
-    "LayerCache", "Matrix", "Model", "Module", "Picture", "Prepared", "Rows", "Seen", "Step", "TensorField", "Window",
-    "hookimpl", "hookspec", "layers", "tensor",
+    "Architecture", "Array", "BadModel", "BadRequest", "CacheLayer", "Causal", "Chunk", "Config", "Encoder", "Hooks",
+    "Keys", "LayerCache", "Matrix", "Model", "Module", "Picture", "Prepared", "Rows", "Seen", "Step", "TensorField",
+    "Window", "hookimpl", "hookspec", "layers", "tensor",
 ]  # fmt: skip
 
 hookspec = pluggy.HookspecMarker("puna")
@@ -85,6 +85,7 @@ class TensorField:
     optional: bool
     tied: str | None  # field of the same module to use when the file has no tensor of this name
     hf_part: tuple[int, int] | None  # (i, n): checkpoints hold it as the i-th of n equal parts of a tensor's rows
+    gguf_part: tuple[int, int] | None  # the same of GGUF files, where a tensor is not of the shape itself
     transposed: bool | Literal["hf"]  # whether files, or checkpoints alone, hold it as [in, out]
     paired: Size | None  # heads whose rotary pairs are neighbours in GGUF files, and half a head apart in checkpoints
 
@@ -95,13 +96,20 @@ class LayersField:
 
     module: type[Module]
     count: str  # config attribute
-    gguf: str  # prefix, with {} for the layer's number
+    gguf: str | tuple[str, ...]  # prefix, with {} for the layer's number and {place} for its place among these
     hf: str
 
     def numbers(self, config: Any) -> Sequence[int]:
         """Return the numbers of the layers that these are."""
         found = getattr(config, self.count)
         return range(found) if isinstance(found, int) else found
+
+    def prefixes(self, kind: Literal["gguf", "safetensors"], config: Any) -> Iterator[list[str]]:
+        """Yield for each layer what the names of its tensors may begin with in files of this kind."""
+        declared = self.gguf if kind == "gguf" else self.hf
+        spellings = (declared,) if isinstance(declared, str) else declared
+        for place, number in enumerate(self.numbers(config)):
+            yield [spelling.format(number, place=place) for spelling in spellings]
 
 
 def tensor(
@@ -111,6 +119,7 @@ def tensor(
     optional: bool = False,
     tied: str | None = None,
     hf_part: tuple[int, int] | None = None,
+    gguf_part: tuple[int, int] | None = None,
     transposed: bool | Literal["hf"] = False,
     paired: Size | None = None,
 ) -> Any:  # Any, so that the annotation beside it decides the type
@@ -122,20 +131,22 @@ def tensor(
     vectors such as norms and biases (widened to float32). An optional one is None when the file has none. Without a
     name for a kind of file, such files never hold it; of several names the first whose tensor has the shape counts,
     since files of different origin may even exchange names. hf_part=(1, 3): the second third of a tensor's rows, as
-    where query, key and value are one. transposed: a Matrix that files hold as [in, out], or "hf": that only
-    checkpoints do; a part of such a tensor is one of its columns. With a dimension more in front, all this is true of
-    each expert's matrix. paired: its rows are so many heads, and GGUF files have the two of a rotary pair side by side
-    where checkpoints have them half a head apart. They are not reordered when a model is loaded, only when Puna writes
-    a GGUF file, under the first of several names.
+    where query, key and value are one; gguf_part: the same of GGUF files, some of which may hold it by itself.
+    transposed: a Matrix that files hold as [in, out], or "hf": that only checkpoints do; a part of such a tensor is one
+    of its columns. With a dimension more in front, all this is true of each expert's matrix. paired: its rows are so
+    many heads, and GGUF files have the two of a rotary pair side by side where checkpoints have them half a head apart.
+    They are not reordered when a model is loaded, only when Puna writes a GGUF file, under the first of several names.
     """
-    declared = TensorField(shape, gguf, hf, optional, tied, hf_part, transposed, paired)
+    declared = TensorField(shape, gguf, hf, optional, tied, hf_part, gguf_part, transposed, paired)
     return dataclasses.field(metadata={"tensor": declared})
 
 
-def layers(module: type[Module], *, count: str, gguf: str = "", hf: str = "") -> Any:
+def layers(module: type[Module], *, count: str, gguf: str | tuple[str, ...] = "", hf: str = "") -> Any:
     """Declare the blocks of a model: `blocks: list[Block] = layers(Block, count="layers", gguf="blk.{}.", ...)`.
 
-    count: the config attribute that says how many there are, or the numbers of those layers that have such a part.
+    count: the config attribute that says how many there are, or the numbers of those layers that have such a part. For
+    files that number such parts from 0, and do not name them by their layers, it is {place} instead of {}. gguf may be
+    several, as names of tensors may.
     """
     return dataclasses.field(metadata={"layers": LayersField(module, count, gguf, hf)})
 
@@ -154,6 +165,8 @@ class Module:
 
     def ready(self) -> None:
         """Called once, after every tensor of this module and of the ones below it is in place.
+
+        Raises BadModel if a file has not what the module needs, where that cannot be said of each tensor alone.
 
         Tensors that are not Matrix may be replaced here, by what GGUF files hold in their place: norm weights with the
         one that a checkpoint leaves out, for example. That is also how they get into a GGUF file that Puna writes.
@@ -216,6 +229,13 @@ class Step(Protocol):
     def cache(self) -> Sequence[LayerCache]:
         """The cache of each layer, in the order of the architecture's layout."""
 
+    def deepen(self, x: Array, number: int) -> Array:
+        """Return x, [T, D], with one of the deeper embeddings of its images' rows added to them: the number-th, from 0.
+
+        x may be changed. Where no image has such an embedding it is returned as it is. Source: DeepStack,
+        arXiv:2406.04334, section 3.
+        """
+
 
 class Model(Protocol):
     """The forward pass in three parts, so that the core can put media embeddings in and pick rows out between them."""
@@ -262,6 +282,15 @@ class Encoder(Module):
     media: ClassVar[frozenset[str]] = frozenset({"image"})  # what it reads: "image", "video"
 
     @property
+    def deeper(self) -> int:
+        """Embeddings that each row has for layers of the decoder, besides the one that stands in a token's place.
+
+        They lie behind that one, in a row of (1 + deeper) · D numbers, and the decoder's forward pass asks for them
+        with `Step.deepen`.
+        """
+        return 0
+
+    @property
     def most_atomic(self) -> int:
         """Rows that atomic `Rows` have at most."""
         return 0
@@ -281,7 +310,10 @@ class Encoder(Module):
         raise BadRequest("this model reads images, not videos")
 
     def encode(self, images: Sequence[Prepared]) -> Generator[None, None, Sequence[Array]]:
-        """Return the rows of each image, [rows, D]. Yields wherever others may have their turn: every layer or two."""
+        """Return the rows of each image, [rows, (1 + deeper) · D].
+
+        Yields wherever others may have their turn: every layer or two.
+        """
         raise NotImplementedError
 
 

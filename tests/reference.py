@@ -20,8 +20,7 @@ from safetensors.numpy import load_file
 FIXTURES = Path(os.environ.get("PUNA_TEST_FIXTURES") or Path(__file__).parent / "fixtures")
 DECODERS = (
     "llama-bpe", "llama-spm", "llama-quant", "llama4-scout", "llama4-maverick", "mistral-v3", "mistral-swa", "qwen2",
-    "qwen3", "gemma3-text", "gemma3-vl", "qwen2.5-vl", "mistral3", "llava", "llava-mistral",
-    "llava-next",
+    "qwen3", "gemma3-text", "gemma3-vl", "qwen2.5-vl", "qwen3-vl", "mistral3", "llava", "llava-mistral", "llava-next",
 )  # fmt: skip
 
 

@@ -11,7 +11,17 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from puna.core.errors import BadModel
-from puna.core.tensor import activate, conv_patches, gated_mlp, layer_norm, mlp, pool_patches, soft_cap
+from puna.core.tensor import (
+    activate,
+    concat,
+    conv_patches,
+    gated_mlp,
+    interpolate,
+    layer_norm,
+    mlp,
+    pool_patches,
+    soft_cap,
+)
 from puna.core.tensor.activations import LITTLE, PIECE
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import CpuMatrix
@@ -232,6 +242,44 @@ def test_each_square_of_patches_becomes_its_average(shape, size):
     for row, column in np.ndindex(*found.shape[:2]):
         square = x[row * size : (row + 1) * size, column * size : (column + 1) * size].astype(np.float64)
         np.testing.assert_allclose(found[row, column], square.mean(axis=(0, 1)), rtol=1e-5, atol=1e-6)
+
+
+# ---- tables that are stretched ---------------------------------------------------------------------------------------
+
+
+def between(table, row, column):
+    """Return what a table has at a place, by four weights written out."""
+    top, left = math.floor(row), math.floor(column)
+    found = np.zeros(table.shape[2])
+    for r, c in itertools.product((top, top + 1), (left, left + 1)):
+        weight = max(0, 1 - abs(row - r)) * max(0, 1 - abs(column - c))
+        if weight:
+            found += weight * table[r, c].astype(np.float64)
+    return found
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 5, 4), (4, 6, 5), (7, 2, 16)])
+def test_between_the_rows_of_a_table_lies_their_weighted_mean(shape):
+    rng = np.random.default_rng(0)
+    table = floats(rng, *shape)
+    places = (rng.random((2, 50)) * [[shape[0] - 1], [shape[1] - 1]]).astype(np.float32)
+    found = interpolate(table, places)
+    assert (found.dtype, found.shape) == (np.float32, (50, shape[2]))
+    for row, place in zip(found, places.T, strict=True):
+        np.testing.assert_allclose(row, between(table, *place.tolist()), rtol=1e-4, atol=1e-5)
+
+
+def test_at_the_rows_of_a_table_lie_these_themselves():
+    table = floats(np.random.default_rng(1), 3, 4, 6)
+    places = np.indices((3, 4)).reshape(2, -1).astype(np.float32)
+    np.testing.assert_array_equal(interpolate(table, places), table.reshape(12, 6))
+
+
+def test_parts_lie_side_by_side_in_memory_of_their_own():
+    parts = [floats(np.random.default_rng(2), 3, width) for width in (1, 4, 2)]
+    found = concat(*parts, columns=True)
+    np.testing.assert_array_equal(found, np.hstack(parts))
+    assert not any(np.shares_memory(found, part) for part in parts)
 
 
 # ---- soft caps -----------------------------------------------------------------------------------------------------

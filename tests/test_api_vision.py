@@ -18,11 +18,12 @@ from .serving import running_server, upload
 
 pytestmark = pytest.mark.asyncio
 
-FAMILIES = ["gemma3-vl", "llama4-scout", "mistral3", "qwen2.5-vl"]
+FAMILIES = ["gemma3-vl", "llama4-scout", "mistral3", "qwen2.5-vl", "qwen3-vl"]
 FILES = {
     "checkpoint": lambda folder: {file.name: file for file in sorted((folder / "hf").iterdir())},
     "pair": lambda folder: {file.name: file for file in sorted((folder / "gguf").glob("*.gguf"))},
 }
+SHOWN = [(family, kind) for family in FAMILIES for kind in FILES if FILES[kind](FIXTURES / family)]
 GREEDY = {"temperature": 0, "num_predict": 16}
 
 
@@ -80,8 +81,7 @@ def words(family: str, tokens: list[int], kind: str = "checkpoint") -> str:
 # ---- the reference's words -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", FILES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kind"), SHOWN)
 async def test_replies_to_pictures_are_the_references(tmp_path, family, kind):
     async with running_server(tmp_path, local=True, precise=True) as live:
         await create(live, family, kind)

@@ -153,7 +153,8 @@ def test_pictures_that_no_cache_keeps(seeing, limits):
 
 def test_replies_about_pictures_that_were_set_aside(seeing):
     whole = [i for i in showing(seeing) if prompts(seeing)[i][0].num_ctx > 100]
-    play = played(seeing, made(seeing, whole * 3, limits=Limits(64, 3), positions=1))
+    long = sorted(whole, key=lambda i: len(prompts(seeing)[i][0].prompt))[-6:]  # three of which may have no room
+    play = played(seeing, made(seeing, long * 3, limits=Limits(64, 3), positions=1))
     assert play.engine.stats.preemptions > 0
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -21,7 +22,7 @@ from puna.core import converting
 from puna.core.errors import BadModel, BadRequest, Unsupported
 from puna.core.kernel import find_plugins
 from puna.core.keys import Keys
-from puna.core.memory.cache import Cache, Capacity, Rows, StepView
+from puna.core.memory.cache import Cache, Capacity, Insert, Rows, StepView
 from puna.core.model import LoadedModel, find_architecture, load_model
 from puna.core.pictures import open_picture
 from puna.core.plugin import Architecture, Array, Matrix, Module, tensor
@@ -33,7 +34,17 @@ from puna.core.tensor.gguf import read_gguf
 from puna.core.tensor.gguf_writer import gguf_bytes
 from puna.core.tensor.rope import NoScaling, Yarn
 from puna.core.tensor.weights import open_weights
-from puna.plugins import gemma3, gemma3_vision, llama, qwen2, qwen3, qwen25vl, qwen25vl_vision
+from puna.plugins import (
+    gemma3,
+    gemma3_vision,
+    llama,
+    qwen2,
+    qwen3,
+    qwen3vl,
+    qwen3vl_sizes,
+    qwen25vl,
+    qwen25vl_vision,
+)
 from puna.store import CreateRequest, Store, chat_template, digest_of, show
 from puna.text.tokenizers import open_tokenizer
 
@@ -43,13 +54,14 @@ from .test_api_vision import as_openai
 from .test_plugin_contract import MemorySource
 
 ATOL = 1e-3  # of logits, as everywhere
-SEEING = ["gemma3-vl", "qwen2.5-vl", "mistral3"]
+SEEING = ["gemma3-vl", "qwen2.5-vl", "qwen3-vl", "mistral3"]
 SPELLED = {"checkpoint": "hf", "pair": "gguf"}
 NEVER_ONE = ("mistral3", "pair")  # the encoder's file has rows in an order that single files have not
+PAIRLESS = ("qwen3-vl", "pair")  # its own tests write one
 SHOWN = [
-    *[(variant, kind) for variant in SEEING for kind in SPELLED if (variant, kind) != NEVER_ONE],
-    ("llava", "checkpoint"), ("llava-mistral", "checkpoint"), ("llava-next", "checkpoint"),
-]  # fmt: skip
+    *[(variant, kind) for variant in SEEING for kind in SPELLED if (variant, kind) not in (NEVER_ONE, PAIRLESS)],
+    *[(variant, "checkpoint") for variant in ("llava", "llava-mistral", "llava-next")],
+]
 
 
 # ---- making them ---------------------------------------------------------------------------------------------------
@@ -105,12 +117,15 @@ def loaded(file: Path) -> LoadedModel:
 # ---- what they compute ---------------------------------------------------------------------------------------------
 
 
-def logits(model: LoadedModel, ids: list[int], x: np.ndarray | None = None, **rows: Any) -> np.ndarray:
+def logits(
+    model: LoadedModel, ids: list[int], x: np.ndarray | None = None, inserts: Sequence[Insert] = (), **rows: Any
+) -> np.ndarray:
     """Return the logits of a prompt. x: what enters the first block, if that is not the tokens' own embeddings."""
     cache = Cache(model.cache, "f32", Capacity(len(ids), 1, len(ids)))
     table = cache.blocks.table()
     assert table.reserve(len(ids))
-    step = StepView(cache, [Rows(table, 0, len(ids), **rows)], streams=model.architecture.streams)
+    share = Rows(table, 0, len(ids), **rows)
+    step = StepView(cache, [share], streams=model.architecture.streams, inserts=inserts)
     x = np.asarray(model.model.embed(np.array(ids, np.int32))) if x is None else x
     return np.asarray(model.model.logits(model.model.forward(x, step)))
 
@@ -132,9 +147,12 @@ def encoded(model: LoadedModel, variant: str, name: str) -> np.ndarray:
 def logits_with_images(model: LoadedModel, variant: str, case: dict[str, Any]) -> np.ndarray:
     is_row = np.array(case["ids"]) == case["image_token_id"]
     x = np.array(model.model.embed(np.where(is_row, 0, case["ids"]).astype(np.int32)))
-    x[is_row] = np.concatenate([encoded(model, variant, name) for name in case["images"]])
+    rows = np.concatenate([encoded(model, variant, name) for name in case["images"]])
+    x[is_row] = rows[:, : x.shape[1]]
     if "position_ids" in case:
-        return logits(model, case["ids"], x, positions=expected(variant)[case["position_ids"]])
+        at = np.flatnonzero(is_row).tolist()  # each row by itself, which comes to the same
+        inserts = [(token, rows[i : i + 1]) for i, token in enumerate(at)]
+        return logits(model, case["ids"], x, inserts, positions=expected(variant)[case["position_ids"]])
     if not model.vision.most_atomic:
         return logits(model, case["ids"], x)
     until: list[int] = []  # rows of an image see each other
@@ -166,15 +184,15 @@ def test_models_that_see_compute_what_the_reference_does(made, variant, kind, fo
     model = loaded(made(variant, kind, form).file)
     assert {len(case["images"]) for case in cases(variant)["multimodal"]} >= {1, 2}
     for case in cases(variant)["multimodal"]:
-        found, rows = logits_with_images(model, variant, case), case.get("rows", slice(None))
-        np.testing.assert_allclose(found[rows], expected(variant)[case["logits"]], rtol=0, atol=ATOL)
+        found, wanted = logits_with_images(model, variant, case), expected(variant)[case["logits"]]
+        np.testing.assert_allclose(found[case.get("rows", slice(None))], wanted, rtol=0, atol=ATOL)
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("variant", "kind", "form"),
     [("gemma3-vl", "checkpoint", "F16"), ("gemma3-vl", "pair", "f32"), ("qwen2.5-vl", "checkpoint", "f32"),
-     ("qwen2.5-vl", "pair", "F16"), ("mistral3", "checkpoint", "F16")],
+     ("qwen2.5-vl", "pair", "F16"), ("qwen3-vl", "checkpoint", "f32"), ("mistral3", "checkpoint", "F16")],
 )  # fmt: skip
 async def test_clients_get_the_reference_s_replies_to_pictures(tmp_path, variant, kind, form):
     tokenizer = open_tokenizer(open_weights(files_of(variant, kind)))  # of the source: kinds differ in control tokens
@@ -250,13 +268,14 @@ def test_pieces_of_any_size_make_the_same_file(made, tmp_path, monkeypatch):
 
 
 TOKENIZERS = ["llama-bpe", "llama-spm", "qwen2", "qwen3", "gemma3-text", *SEEING]
+SAME_TOKENIZER = {"qwen3-vl": "qwen3"}  # whose cases are another variant's
 
 
 @pytest.mark.parametrize("variant", TOKENIZERS)
 def test_the_tokenizer_is_the_checkpoint_s(made, variant):
     before, after = open_weights(FIXTURES / variant / "hf"), open_weights(made(variant, "checkpoint", "f32").file)
     wanted, found = open_tokenizer(before), open_tokenizer(after)
-    for case in cases(variant)["tokenizer"]:
+    for case in cases(SAME_TOKENIZER.get(variant, variant))["tokenizer"]:
         assert found.encode(case["text"], special=True, start=False) == case["ids"]
         for special in (True, False):
             ids = [tokenizer.encode(case["text"], special=special, start=True) for tokenizer in (found, wanted)]
@@ -524,6 +543,12 @@ def sections(draw, fields):
     return first, second, pairs - first - second
 
 
+def alternating(draw, fields):
+    pairs = fields["head_size"] // 2
+    rows, columns = draw(st.integers(0, (pairs + 1) // 3)), draw(st.integers(0, pairs // 3))
+    return pairs - rows - columns, rows, columns
+
+
 def windows(draw, fields):
     size = draw(sizes)
     return tuple(size if draw(st.booleans()) else None for _ in range(fields["layers"]))
@@ -564,10 +589,23 @@ def eyes_of_qwen(draw):
     )  # fmt: skip
 
 
+@st.composite
+def eyes_of_qwen3(draw):
+    heads, layers, most = draw(few), draw(few), draw(st.integers(1, 1 << 24))
+    return qwen3vl_sizes.VisionConfig(
+        layers=layers, hidden=4 * heads * draw(few), inner=draw(st.one_of(st.none(), sizes)), heads=heads,
+        patch=draw(st.integers(1, 32)), merge=draw(st.integers(1, 4)), side=draw(st.integers(1, 100)),
+        deep=tuple(sorted(draw(st.sets(st.integers(0, layers - 1))))), eps=draw(st.floats(0.0, 1.0)),
+        rope_base=draw(numbers), output=48, limits=(draw(st.integers(1, most)), most), mean=draw(colours),
+        std=draw(colours),
+    )  # fmt: skip
+
+
 CONFIGS = st.one_of(
     texts(qwen2.Config, windows=whole),
     texts(qwen3.Config, windows=whole),
     texts(qwen25vl.Config, windows=whole, sections=sections),
+    texts(qwen3vl.Config, sections=alternating),
     texts(
         llama.Config,
         rope_size=lambda draw, fields: 2 * draw(st.integers(1, fields["head_size"] // 2)),
@@ -584,13 +622,14 @@ CONFIGS = st.one_of(
     ),
     eyes_of_gemma(),
     eyes_of_qwen(),
+    eyes_of_qwen3(),
 )
 
 
 @given(CONFIGS)
 def test_sizes_are_read_from_what_is_written_for_them(config):
     written = {f"mine.{key}": value for key, value in config.to_gguf().items()}
-    keys = Keys({"mine.embedding_length": 48} | written, prefix="mine.")
+    keys = Keys({"mine.embedding_length": 48, "mine.block_count": 80} | written, prefix="mine.")
     assert type(config).from_gguf(keys) == config
 
 

@@ -12,6 +12,7 @@ from puna.core.tensor import (
     conv_patches,
     embed,
     gated_mlp,
+    interpolate,
     largest,
     layer_norm,
     linear,
@@ -30,6 +31,7 @@ from puna.core.tensor import (
 from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import CpuMatrix, Experts
 from puna.core.tensor.cpu_attention import CpuSeen, CpuSpans
+from puna.core.tensor.ops import add_rows
 from puna.core.tensor.tiles import new_tiles, store
 
 from .packed import packed, random_blocks
@@ -117,6 +119,13 @@ CASES = {  # a name, how the operation is called for T tokens, and the sizes of 
         (H * F,),
     ),
     "concat": (concat, lambda T: [floats(T, H, E), floats(0, H, E)], (H, E)),
+    "concat, columns": (
+        lambda *parts: concat(*parts, columns=True),
+        lambda T: [floats(T, D), floats(T, E)],
+        (D + E,),
+    ),
+    "add_rows": (lambda x, rows: add_rows(x, rows, 0), lambda T: [floats(T, D), floats(T, D)], (D,)),
+    "interpolate": (interpolate, lambda T: [floats(4, 6, D), floats(2, T) % 3], (D,)),
     "conv_patches": (
         conv_patches,
         lambda T: [floats(T, 3, 4, 6), floats(D, 3, 2, 2), floats(D)],  # T images
@@ -243,6 +252,15 @@ MISFITS = [
     ("attend_all", 0, floats(3, 3, E), r"^attention of 3 query heads of 32 over 2 key heads of 32"),
     ("concat", 1, floats(3, H, E + 1), r"^concat: a part is float32 \[3, 4, 33\], expected float32 \[any, 4, 32\]$"),
     ("concat", 1, floats(3, E), r"^concat: a part is float32 \[3, 32\]"),
+    ("concat, columns", 1, floats(2, D), r"^concat: a part is float32 \[2, 64\], expected float32 \[3, any\]$"),
+    ("concat, columns", 1, floats(3, H, E), r"^concat: a part is float32 \[3, 4, 32\], expected"),
+    ("add_rows", 1, floats(3, D - 1), r"^add_rows: rows is float32 \[3, 63\], expected float32 \[any, 64\]$"),
+    ("interpolate", X, floats(16, D), r"^interpolate: table is float32 \[16, 64\], expected .* \[any, any, any\]$"),
+    ("interpolate", 1, floats(3, 3), r"^interpolate: places is float32 \[3, 3\], expected float32 \[2, any\]$"),
+    ("interpolate", 1, np.float32([[3.1], [0]]), r"^interpolate: a place lies outside of a table of 4 x 6 rows$"),
+    ("interpolate", 1, np.float32([[0], [5.01]]), r"^interpolate: a place lies outside"),
+    ("interpolate", 1, np.float32([[-0.1], [0]]), r"^interpolate: a place lies outside"),
+    ("interpolate", 1, np.float32([[np.nan], [0]]), r"^interpolate: a place lies outside"),
     ("conv_patches", 2, floats(D - 1), r"^conv_patches: bias is float32 \[63\], expected float32 \[64\]$"),
     ("pool_patches", X, floats(16, D), r"^pool_patches: x is float32 \[16, 64\], expected float32 \[any, any, any\]$"),
     ("pool_patches", X, floats(4, 5, D), r"^an image of 4 x 5 patches is not made of squares of 2 x 2$"),

@@ -28,7 +28,7 @@ from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import CpuLoader, CpuMatrix
 from puna.core.tensor.source import TensorInfo
 from puna.core.tensor.weights import open_weights
-from puna.plugins import llama, llava, mistral, mistral_small, qwen2, qwen3, qwen25vl
+from puna.plugins import llama, llava, mistral, mistral_small, qwen2, qwen3, qwen3vl, qwen25vl
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -304,6 +304,55 @@ def test_layers_of_another_kind_are_those_of_the_numbers_that_the_config_names()
         load_model(made, MemorySource("gguf", metadata, arrays), CpuLoader(precise=True))
 
 
+class Third(Module):
+    """A part of one tensor in some files, and by itself in others, under prefixes of both."""
+
+    config: Config
+    weight: Matrix = tensor("pairs", "width", gguf=("own", "all"), gguf_part=(1, 3), hf="w")
+    bias: Array = tensor("pairs", gguf=("own.bias", "all.bias"), gguf_part=(1, 3), hf="b")
+
+
+class Thirds(Module):
+    config: OddConfig
+    odd: list[Third] = layers(Third, count="odd", gguf=("new.{place}.", "old.{}."), hf="listed.{place}.")
+
+
+def load_thirds(kind="gguf", **arrays):
+    metadata = {**toy_gguf().metadata, "toy.block_count": 5}
+    if kind == "safetensors":
+        metadata = {"architectures": ["ToyForCausalLM"], "num_hidden_layers": 5, "hidden_size": 4}
+    made = architecture(config=OddConfig, model=Thirds)
+    return load_model(made, MemorySource(kind, metadata, arrays), CpuLoader(precise=True)).model.odd
+
+
+def test_a_gguf_file_may_hold_a_tensor_by_itself_or_as_a_part_of_another():
+    own = {f"old.{layer}.own": numbers(2, 4) + layer for layer in (1, 3)}
+    own |= {f"old.{layer}.own.bias": numbers(2) + layer for layer in (1, 3)}
+    both = {f"old.{layer}.all": np.pad(numbers(2, 4) + layer, ((2, 2), (0, 0))) for layer in (1, 3)}
+    both |= {f"old.{layer}.all.bias": np.pad(numbers(2) + layer, 2) for layer in (1, 3)}
+    for arrays in (own, both):
+        for layer, third in zip((1, 3), load_thirds(**arrays), strict=True):
+            np.testing.assert_array_equal(wide(third.weight), numbers(2, 4) + layer)
+            np.testing.assert_array_equal(third.bias, numbers(2) + layer)
+    with pytest.raises(BadModel, match=r"old\.1\.all is \[5, 4\], expected 3 equal parts of dimension 0"):
+        load_thirds(**both | {"old.1.all": numbers(5, 4)})
+    with pytest.raises(BadModel, match=r"old\.1\.own is \[3, 4\], expected \[2, 4\]"):
+        load_thirds(**own | {"old.1.own": numbers(9, 4)})
+
+
+def test_files_name_parts_by_their_layer_or_number_them():
+    newer, listed = {}, {}
+    for place in (0, 1):
+        newer |= {f"new.{place}.own": numbers(2, 4), f"new.{place}.own.bias": numbers(2) + place}
+        listed |= {f"listed.{place}.w": numbers(2, 4), f"listed.{place}.b": numbers(2) + place}
+    for kind, arrays in (("gguf", newer), ("safetensors", listed)):
+        found = [third.bias for third in load_thirds(kind, **arrays)]
+        np.testing.assert_array_equal(found, [numbers(2), numbers(2) + 1])
+    del newer["new.1.own.bias"]
+    with pytest.raises(BadModel, match=r"new\.1\.own\.bias or old\.3\.own\.bias or .*old\.3\.all\.bias is missing"):
+        load_thirds(**newer)
+
+
 class Crossed(Module):
     """Some files call each of two tensors what others call the other one."""
 
@@ -468,7 +517,7 @@ def test_a_config_needs_a_constructor_for_each_kind_of_file_answered_to():
 
 # ---- the plugins that come with Puna -------------------------------------------------------------------------------
 
-OURS = [llama, llava, mistral, mistral_small, qwen2, qwen3, qwen25vl]
+OURS = [llama, llava, mistral, mistral_small, qwen2, qwen3, qwen3vl, qwen25vl]
 
 
 @pytest.mark.parametrize("plugin", OURS, ids=lambda plugin: plugin.__name__)

@@ -301,3 +301,43 @@ def test_the_pairs_of_a_patch_turn_by_its_row_or_column_each_with_all_frequencie
     assert found.pairing == pairing
     with pytest.raises(BadModel, match="need heads of a multiple of 4, and 22 is none"):
         grid_rope_table(22, base=100.0)
+
+
+@pytest.mark.parametrize(
+    ("sections", "streams"),
+    [
+        ([4, 2, 2], [0, 1, 2, 0, 1, 2, 0, 0]),
+        ([6, 2, 2], [0, 1, 2, 0, 1, 2, 0, 0, 0, 0]),
+        ([3, 3, 3], [0, 1, 2] * 3),
+        ([6, 1, 3], [0, 1, 2, 0, 0, 2, 0, 0, 2, 0]),
+        ([3, 3, 2], [0, 1, 2, 0, 1, 2, 0, 1]),
+        ([5, 0, 0], [0] * 5),
+        ([2, 2], [0, 1, 0, 1]),
+    ],
+)
+def test_pairs_of_several_streams_alternate_while_there_are_any_of_each(sections, streams):
+    size = 2 * len(streams)
+    found = rope_table(size, base=100.0, pairing="split", sections=sections, interleaved=True)
+    assert found.streams.tolist() == streams
+    plain = rope_table(size, base=100.0, pairing="split")
+    np.testing.assert_array_equal(found.frequencies, plain.frequencies)
+
+
+def test_the_published_sections_give_the_slowest_pairs_to_time():
+    found = rope_table(128, base=5e6, pairing="split", sections=[24, 20, 20], interleaved=True).streams
+    assert found[:60].tolist() == [0, 1, 2] * 20
+    assert found[60:].tolist() == [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("sections", "interleaved", "complaint"),
+    [
+        ([3, 3, 3], True, r"sections \[3, 3, 3\] cover 9 pairs, expected 8"),
+        ([3, 3, 3], False, r"sections \[3, 3, 3\] cover 9 pairs, expected 8"),
+        ([1, 1, 6], True, r"sections \[1, 1, 6\] cannot alternate over 8 pairs"),
+        ([2, 3, 3], True, r"sections \[2, 3, 3\] cannot alternate over 8 pairs"),
+    ],
+)
+def test_sections_that_do_not_cover_the_pairs_are_refused(sections, interleaved, complaint):
+    with pytest.raises(BadModel, match=complaint):
+        rope_table(16, base=100.0, pairing="split", sections=sections, interleaved=interleaved)

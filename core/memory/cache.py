@@ -15,16 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadModel, BadSetting
-from ..plugin import CacheLayer, Chunk, LayerCache, Window
+from ..plugin import Array, CacheLayer, Chunk, LayerCache, Window
 from ..tensor.checks import expect
 from ..tensor.cpu_attention import CpuSeen, CpuSpans
+from ..tensor.ops import add_rows
 from ..tensor.simd import LANES
 from ..tensor.tiles import CODED, SUB, ElementType, Tiles, new_tiles, store
 from .blocks import BLOCK, Blocks, BlockTable, Capacity, blocks_of, kinds_of
 
-__all__ = ["Cache", "Capacity", "ElementType", "Rows", "StepView", "check_element"]
+__all__ = ["Cache", "Capacity", "ElementType", "Insert", "Rows", "StepView", "check_element"]
 
 Integers = npt.NDArray[np.int32]
+# In place of which token the first of an image's rows stands, and the rows, [n, (1 + deeper) · D].
+Insert = tuple[int, npt.NDArray[np.float32]]
 
 TILES = BLOCK // LANES  # of a block
 
@@ -157,12 +160,21 @@ class StepLayer:
 class StepView:
     """What one forward pass works on (`puna.core.plugin.Step`)."""
 
-    def __init__(self, cache: Cache, rows: Sequence[Rows], *, streams: int = 1, room: int = 1) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        rows: Sequence[Rows],
+        *,
+        streams: int = 1,
+        room: int = 1,
+        inserts: Sequence[Insert] = (),
+    ) -> None:
         """rows: one behind the other, each with room reserved in its table. streams: of positions.
 
-        room: how many times as long as now sequences can become before `refill` finds no room for them.
+        room: how many times as long as now sequences can become before `refill` finds no room for them. inserts: of
+        images, whose deeper embeddings the forward pass may ask for.
         """
-        T = rows[-1].stop
+        T, self._inserts = rows[-1].stop, inserts
         self._numbers: Integers = np.empty(T, np.int32)  # of tokens in their sequences
         self.positions: Integers = np.empty(T if streams == 1 else (streams, T), np.int32)
         until = np.empty(T, np.int32) if any(part.until is not None for part in rows) else None
@@ -178,6 +190,14 @@ class StepView:
             for part in rows:
                 if part.until is not None:
                     until[part.start : part.stop] = part.until
+
+    def deepen(self, x: Array, number: int) -> Array:
+        """Return x with the number-th deeper embedding of images' rows added to them, where they have so many."""
+        D = x.shape[1]
+        for at, rows in self._inserts:
+            if rows.shape[1] >= (number + 2) * D:
+                x = add_rows(x, rows[:, (number + 1) * D : (number + 2) * D], at)
+        return x
 
     def refill(self, cache: Cache, rows: Sequence[Rows]) -> bool:
         """Work on other rows, as many for as many sequences; False, and nothing changed, if there is no room.

@@ -16,8 +16,8 @@ class Encoding:
     """The images of one engine that are being encoded. Only its thread uses it."""
 
     def __init__(self, encoder: Encoder, images: ImageCache, width: int) -> None:
-        """width: of the rows, which go into the decoder."""
-        self._encoder, self._images, self._width = encoder, images, width
+        """width: of the decoder's embeddings."""
+        self._encoder, self._images, self._width = encoder, images, width * (1 + encoder.deeper)
         self._batch: list[Image] = []
         self._work: Generator[None, None, Sequence[Array]] | None = None
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..errors import Failure
 from ..memory.allocation import keep_freed_memory
 from ..memory.blocks import BlockTable
-from ..memory.cache import Cache, Capacity, ElementType, Rows
+from ..memory.cache import Cache, Capacity, ElementType, Insert, Rows
 from ..memory.images import ImageCache
 from ..model import LoadedModel
 from ..protocols import Grammar, Tokenizer
@@ -32,7 +32,7 @@ from .plan import Limits, Scheduler, Share
 from .sequence import Sequence
 from .spans import Spans
 from .stats import EngineStats
-from .steps import Insert, Steps
+from .steps import Steps
 
 log = logging.getLogger(__name__)
 

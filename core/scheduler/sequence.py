@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..memory.blocks import BLOCK, BlockTable
-from ..memory.cache import Rows
+from ..memory.cache import Insert, Rows
 from ..memory.images import Image
 from ..protocols import Grammar, Tokenizer
 from ..tensor.sampling import Sampler
@@ -19,7 +19,6 @@ from .logprobs import sampled_logprob
 from .messages import Event, Finished, FinishReason, Generate, Piece
 from .reply import Reply
 from .spans import Spans
-from .steps import Insert
 
 
 class Sequence:

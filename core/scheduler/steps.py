@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadModel
-from ..memory.cache import Cache, Rows, StepView
+from ..memory.cache import Cache, Insert, Rows, StepView
 from ..model import LoadedModel
 from ..plugin import LayerCache
 from ..tensor.ops import insert
@@ -23,8 +23,6 @@ from ..tensor.team import TEAM, Table
 log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
-Insert = tuple[int, Floats]  # in place of which token the first row stands, and the rows, [n, D]
-
 FEW = 32  # tokens of a step up to which what lies between its kernels counts
 KEPT = 24  # recordings; those played longest ago go first
 ROOM = 4  # times as long as when a step is recorded may its sequences become
@@ -47,6 +45,10 @@ class _RecordedView:
 
     positions: Any
     cache: list[LayerCache]
+
+    def deepen(self, x: Any, number: int) -> Any:
+        """Return x: no step with images is recorded."""
+        return x
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Steps:
     ) -> Floats:
         """Run the model over tokens and return the logits behind the `wanted` of them, [N, V], until the next call.
 
-        rows: which tokens belong to which sequence. inserts: embeddings that stand in place of tokens'.
+        rows: which tokens belong to which sequence. inserts: rows of images that stand in place of tokens.
         """
         if self._records and len(wanted) == len(tokens) <= FEW and not inserts:
             return self._short(tokens, rows)
@@ -93,8 +95,8 @@ class Steps:
         model = self._model
         x = model.embed(np.array(tokens, np.int32))
         for at, embeddings in inserts:
-            x = insert(x, embeddings, at)
-        x = model.forward(x, StepView(self._cache, rows, streams=self._streams))
+            x = insert(x, embeddings[:, : x.shape[1]], at)
+        x = model.forward(x, StepView(self._cache, rows, streams=self._streams, inserts=inserts))
         if not wanted:
             return np.empty((0, self._vocabulary), np.float32)
         return model.logits(x if len(wanted) == len(tokens) else x[np.array(wanted)])  # type: ignore[return-value]

@@ -200,6 +200,15 @@ def insert(x: Floats, rows: Floats, at: int) -> Floats:
     return x
 
 
+@ops.add_rows.register(np.ndarray)
+def add_rows(x: Floats, rows: Floats, at: int) -> Floats:
+    """Return x with rows added from `at` on."""
+    expect("add_rows: x", x)
+    expect("add_rows: rows", rows, (ANY, x.shape[1]))
+    x[at : at + len(rows)] += rows
+    return x
+
+
 @ops.linear.register(np.ndarray)
 def linear(x: Floats, weight: AnyMatrix, bias: Floats | None = None) -> Floats:
     """Return x · weightᵀ + bias, [T, out] float32."""

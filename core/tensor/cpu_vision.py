@@ -68,11 +68,11 @@ def mlp(
 
 
 @ops.concat.register(np.ndarray)
-def concat(*parts: Floats) -> Floats:
-    """Return the rows of all parts, one below the other."""
+def concat(*parts: Floats, columns: bool = False) -> Floats:
+    """Return the rows of all parts, one below the other, or side by side."""
     for part in parts:
-        expect("concat: a part", part, (ANY, *parts[0].shape[1:]))
-    return np.concatenate(parts)
+        expect("concat: a part", part, (len(parts[0]), ANY) if columns else (ANY, *parts[0].shape[1:]))
+    return np.concatenate(parts, axis=1 if columns else 0)
 
 
 @ops.conv_patches.register(np.ndarray)
@@ -112,3 +112,19 @@ def pool_patches(x: Floats, size: int) -> Floats:
     squares = x.reshape(rows // size, size, columns // size, size, D)
     averages: Floats = squares.mean(axis=(1, 3))
     return averages
+
+
+@ops.interpolate.register(np.ndarray)
+def interpolate(table: Floats, places: Floats) -> Floats:
+    """Return the table between its rows, [P, D]."""
+    expect("interpolate: table", table, (ANY, ANY, ANY))
+    expect("interpolate: places", places, (2, ANY))
+    last = np.array(table.shape[:2])[:, None] - 1
+    if not ((places >= 0) & (places <= last)).all():
+        raise BadModel(f"interpolate: a place lies outside of a table of {table.shape[0]} x {table.shape[1]} rows")
+    low = places.astype(np.int64)
+    (top, left), (bottom, right) = low, np.minimum(low + 1, last)
+    down, across = (places - low.astype(np.float32))[:, :, None]
+    above = table[top, left] * ((1 - down) * (1 - across)) + table[top, right] * ((1 - down) * across)
+    found: Floats = above + table[bottom, left] * (down * (1 - across)) + table[bottom, right] * (down * across)
+    return found

@@ -97,6 +97,11 @@ def insert(x: Array, rows: Array, at: int) -> Array:
 
 
 @Operation
+def add_rows(x: Array, rows: Array, at: int) -> Array:
+    """Return x with rows added to its own from `at` on. x: [T, D], which may be changed; rows: [n, D]."""
+
+
+@Operation
 def linear(x: Array, weight: Matrix, bias: Array | None = None) -> Array:
     """Return x · weightᵀ + bias. x: [T, in]; weight: [out, in]; bias: [out]; result: [T, out]."""
 
@@ -210,6 +215,14 @@ def pool_patches(x: Array, size: int) -> Array:
 
 
 @Operation
+def interpolate(table: Array, places: Array) -> Array:
+    """Return what lies between the rows of a table laid out in a grid: the weighted mean of the four nearest.
+
+    table: [R, C, D]; places: [2, P] float32, row and column of each point, up to R - 1 and C - 1; result: [P, D].
+    """
+
+
+@Operation
 def rotations(positions: Array, table: RopeTable) -> Rotation:
     """Return the cosines and sines of positions, [T] int32, counted from the start of each sequence.
 
@@ -253,5 +266,8 @@ def attend_all(q: Array, k: Array, v: Array, *, scale: float, lengths: Sequence[
 
 
 @Operation
-def concat(*parts: Array) -> Array:
-    """Return the rows of all parts, one below the other, in memory of their own. parts: [rows, ...], one or more."""
+def concat(*parts: Array, columns: bool = False) -> Array:
+    """Return the rows of all parts, one below the other, in memory of their own. parts: [rows, ...], one or more.
+
+    columns: side by side instead; parts: [rows, columns].
+    """

@@ -21,7 +21,7 @@ BY_CALLS: tuple[ops.Operation[..., Any], ...] = (
 )  # fmt: skip
 AS_A_WHOLE: tuple[ops.Operation[..., Any], ...] = (
     ops.activate, ops.mlp, ops.moe, ops.conv_patches, ops.attend_all, ops.concat,
-    ops.pool_patches,
+    ops.interpolate, ops.pool_patches,
 )  # fmt: skip
 
 

@@ -115,13 +115,16 @@ def rope_table(
     scaling: Scaling | None = None,
     divisors: Any = None,
     sections: Sequence[int] = (),
+    interleaved: bool = False,
 ) -> RopeTable:
     """Return the table for heads whose first size dimensions turn.
 
     divisors: [size/2] float32, the ready-made scaling that GGUF files carry as `rope_freqs.weight`, instead of scaling.
     sections: how many pairs turn by the first stream of positions, by the second, and so on (M-RoPE, arXiv:2409.12191,
-    section 2.1); frequencies run on from one section to the next. Raises BadModel if size is odd, a divisor is not
-    positive, or sections do not cover the pairs.
+    section 2.1); frequencies run on from one section to the next. interleaved: pairs of the streams alternate while
+    there are any of each, and what is left turns by the first, so that each stream has fast pairs and slow ones
+    (Qwen3-VL Technical Report, arXiv:2511.21631, section 2). Raises BadModel if size is odd, a divisor is not positive,
+    or sections do not cover the pairs.
     """
     if size % 2:
         raise BadModel(f"rotary embeddings turn pairs of dimensions, and {size} is odd")
@@ -134,10 +137,22 @@ def rope_table(
         raise BadModel("rope_freqs.weight holds a divisor that is not a positive number")
     else:
         theta = theta / given
-    streams = np.repeat(np.arange(len(sections)), sections) if sections else None
-    if streams is not None and len(streams) != len(theta):
-        raise BadModel(f"rotary sections {list(sections)} cover {len(streams)} pairs, expected {len(theta)}")
+    streams = _streams(sections, len(theta), interleaved) if sections else None
     return RopeTable(theta.astype(np.float32), pairing, scaling.magnitude, streams)
+
+
+def _streams(sections: Sequence[int], pairs: int, interleaved: bool) -> npt.NDArray[np.int64]:
+    """Return by which stream each pair turns. Raises BadModel unless each stream gets as many as its section says."""
+    if sum(sections) != pairs:
+        raise BadModel(f"rotary sections {list(sections)} cover {sum(sections)} pairs, expected {pairs}")
+    if not interleaved:
+        return np.repeat(np.arange(len(sections)), sections)
+    streams = np.zeros(pairs, np.int64)
+    for stream, count in enumerate(sections[1:], 1):
+        streams[stream : count * len(sections) : len(sections)] = stream
+    if np.bincount(streams, minlength=len(sections)).tolist() != list(sections):
+        raise BadModel(f"rotary sections {list(sections)} cannot alternate over {pairs} pairs")
+    return streams
 
 
 def grid_rope_table(
