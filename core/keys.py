@@ -37,9 +37,9 @@ class Keys:
             raise self._wrong(name, value, f"a whole number from {low} to {high}")
         return int(value)
 
-    def divisor(self, name: str, of: int) -> int:
-        """Return a whole number that divides `of`, which is also its default: groups of heads, say."""
-        value = self.integer(name, of)
+    def divisor(self, name: str, of: int, default: int | None = None) -> int:
+        """Return a whole number that divides `of`, its default unless there is another: groups of heads, say."""
+        value = self.integer(name, of if default is None else default)
         if of % value:
             raise self._wrong(name, value, f"a divisor of {of}")
         return value
@@ -89,6 +89,10 @@ class Keys:
         if not isinstance(value, list | tuple | np.ndarray):
             raise self._wrong(name, value, "a list")
         return cast("Sequence[Any]", value)
+
+    def holds_null(self, name: str) -> bool:
+        """Whether there is a null: to some keys it means something else than that they are missing."""
+        return any(key in self._values and self._values[key] is None for key in (name, self._prefix + name))
 
     def holds_list(self, name: str) -> bool:
         """Whether there is an array: some keys hold one value for all layers, or a value for each."""

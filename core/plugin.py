@@ -305,6 +305,9 @@ class Architecture:
     # checkpoint's preprocessor_config.json says as the section "preprocessor".
     vision_config: type[Any] | None = None
     streams: int = 1  # of positions
+    # `general.architecture` of GGUF files that Puna writes; None: the first of the names above. Where it is another
+    # architecture's name, that one reads the files, and so must find in them what this one's tables and `to_gguf` say.
+    written_as: str | None = None
     # How checkpoints may begin a name, and what the names in this architecture's tables begin with instead.
     prefixes: Mapping[str, str] = field(default_factory=dict)
 
@@ -319,6 +322,11 @@ class Architecture:
                     raise TypeError(f"{config.__name__} needs a from_{kind}: the architecture answers to {names[0]}")
         if (self.vision is None) != (self.vision_config is None):
             raise TypeError("vision and vision_config belong together")
+
+    @property
+    def name_in_gguf(self) -> str | None:
+        """The name in GGUF files that Puna writes; None if there are no such files."""
+        return self.written_as or next(iter(self.gguf), None)
 
     @property
     def name(self) -> str:

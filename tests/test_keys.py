@@ -78,6 +78,8 @@ def test_a_default_is_checked_like_a_value():
 def test_a_divisor_divides_and_is_the_whole_by_default():
     assert Keys({"kv": 2}).divisor("kv", of=8) == 2
     assert Keys({}).divisor("kv", of=8) == 8
+    assert Keys({}).divisor("kv", of=8, default=4) == 4
+    assert refusal(Keys({}).divisor, "kv", of=8, default=3) == "metadata: key kv is 3, expected a divisor of 8"
     assert refusal(Keys({"kv": 3}).divisor, "kv", of=8) == "metadata: key kv is 3, expected a divisor of 8"
 
 
@@ -151,6 +153,11 @@ def test_a_huge_value_is_shown_shortened():
 def test_a_key_that_may_hold_one_value_or_many_is_asked_which(value, holds):
     assert Keys({"n": value}).holds_list("n") is holds
     assert not Keys({}).holds_list("n")
+
+
+def test_a_key_whose_null_means_something_is_asked_whether_it_is_one():
+    keys = Keys({"a": None, "mine.b": None, "c": 0}, prefix="mine.")
+    assert [keys.holds_null(name) for name in "abcd"] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,8 @@ def test_a_checkpoint_and_a_file_that_says_everything_give_the_same_sizes(opened
 
 def test_a_file_of_llama_cpp_is_read_as_published_models_are(opened: Any) -> None:
     found = read_config(Config, opened("pair"))
-    assert (found.chunk, found.floor, found.sharpening, found.qk_norm) == (8192, 8192, 0.1, True)
+    assert (found.floor, found.sharpening, found.qk_norm) == (8192, 0.1, True)
+    assert found.chunks == (8192, 8192, 8192, None, 8192)
     assert found.rope_layers == (True, True, True, False, True)
     maverick = read_config(Config, open_weights(FIXTURES / "llama4-maverick" / "gguf" / "model-f32.gguf"))
     assert (maverick.experts, maverick.qk_norm, maverick.moe_layers, maverick.dense_layers) == (
@@ -239,7 +240,7 @@ def test_published_configs_are_read(given: dict[str, Any], sizes: tuple[Any, ...
         found = Config.from_hf(Keys(values))
         assert (found.moe_layers, found.qk_norm, found.scaling) == sizes
         assert (found.queries, found.keys, found.inner, found.expert_inner, found.used) == (5120, 1024, 16384, 8192, 1)
-        assert (found.rope_base, found.chunk, found.sharpening, found.floor) == (5e5, 8192, 0.1, 8192)
+        assert (found.rope_base, found.sharpening, found.floor) == (5e5, 0.1, 8192)
         assert [layer for layer, turns in enumerate(found.rope_layers) if not turns] == list(range(3, 48, 4))
         assert [layer.kind for layer in cache_layout(found)][:5] == [Chunk(8192)] * 3 + [Causal(), Chunk(8192)]
 
@@ -267,6 +268,7 @@ def test_layers_are_listed_or_follow_a_pattern() -> None:
     assert from_hf().moe_layers == from_gguf().moe_layers == (0, 1, 2, 3)
     assert from_hf(interleave_moe_layer_step=3).moe_layers == from_gguf(interleave_moe_layer_step=3).moe_layers == (2,)
     assert from_hf(moe_layers=[3, 0], interleave_moe_layer_step=3).dense_layers == (1, 2)
+    assert from_hf(moe_layers=[]).dense_layers == (0, 1, 2, 3)  # not the same as no list
     assert from_hf(no_rope_layers=[0, 1, 1, 0]).rope_layers == (False, True, True, False)
     assert from_hf(no_rope_layer_interval=2).rope_layers == (True, False, True, False)
     assert from_gguf(no_rope_interval=2).rope_layers == (True, False, True, False)
@@ -274,6 +276,28 @@ def test_layers_are_listed_or_follow_a_pattern() -> None:
 
 def test_layers_without_chunks_see_everything() -> None:
     assert [layer.kind for layer in cache_layout(from_hf(attention_chunk_size=None))] == [Causal()] * 4
+
+
+def test_layers_with_positions_see_their_chunk_unless_kinds_are_listed() -> None:
+    assert from_hf().chunks == from_hf(layer_types=None).chunks == (16, 16, 16, None)
+    found = from_hf(layer_types=["full_attention", "chunked_attention"] * 2)
+    assert (found.chunks, found.rope_layers) == ((None, 16, None, 16), (True, True, True, False))
+
+
+def test_a_config_may_leave_out_what_is_as_in_the_references_class() -> None:
+    given = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 16, "vocab_size": 9}
+    found = Config.from_hf(Keys(given))
+    assert (found.kv_heads, found.chunks, found.experts, found.used) == (8, (8192, 8192, 8192, None), 16, 1)
+    assert (found.moe_layers, found.inner, found.expert_inner, found.qk_norm) == ((0, 1, 2, 3), 16384, 8192, True)
+
+
+def test_layers_without_a_pattern_are_listed_where_nobody_reads_them() -> None:
+    assert from_hf().to_gguf()["interleave_moe_layer_step"] == 1
+    assert from_hf(interleave_moe_layer_step=3).to_gguf()["interleave_moe_layer_step"] == 3
+    assert from_hf(moe_layers=[]).to_gguf()["interleave_moe_layer_step"] == 5
+    assert from_hf(moe_layers=[3, 0]).to_gguf()["moe_layers"] == [0, 3]
+    assert from_hf(no_rope_layers=[1] * 4).to_gguf()["no_rope_interval"] == 5
+    assert from_hf(no_rope_layers=[0, 1, 1, 0]).to_gguf()["no_rope_layers"] == [False, True, True, False]
 
 
 @pytest.mark.parametrize(("value", "sharpening"), [(True, 0.1), (False, 0.0), (4, 0.1), (0, 0.0), (None, 0.1)])
@@ -289,6 +313,8 @@ def test_early_configs_have_a_number_for_whether_queries_get_sharper(value: Any,
         ({"moe_layers": ["1"]}, "moe_layers is"),
         ({"no_rope_layers": [1, 1]}, r"no_rope_layers is \[1, 1\], expected 4 entries, each 0 or 1"),
         ({"no_rope_layers": [1, 1, 1, 2]}, "no_rope_layers is"),
+        ({"layer_types": ["full_attention"] * 3}, "layer_types is .*, expected 4 entries, each chunked_attention or"),
+        ({"layer_types": ["full_attention", 1] * 2}, "layer_types is"),
         ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9, expected a whole number from 1 to 8"),
         ({"num_key_value_heads": 3}, "num_key_value_heads is 3, expected a divisor of 4"),
         ({"attention_bias": True}, "attention_bias is True, expected false"),
@@ -332,6 +358,7 @@ def eye_of(processor: dict[str, Any] | None = None, **changes: Any) -> VisionCon
     [
         ({"image_size": 37}, {}, "image_size is 37, expected a multiple of 6"),
         ({"image_size": 1 << 20}, {}, "image_size is 1048576"),
+        ({"image_size": 1020}, {"max_patches": 32}, "max_patches is 32, expected a whole number from 1 to 31"),
         ({"num_attention_heads": 3}, {}, "num_attention_heads is 3, expected a divisor of 32 / 4"),
         ({"num_attention_heads": 16}, {}, "num_attention_heads is 16, expected a divisor of 32 / 4"),
         ({"pixel_shuffle_ratio": 0.25}, {}, "pixel_shuffle_ratio is 0.25, expected one over a divisor of 6"),

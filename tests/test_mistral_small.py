@@ -36,8 +36,8 @@ from puna.core.tensor import cpu
 from puna.core.tensor.cpu import CpuLoader
 from puna.core.tensor.source import WeightSource
 from puna.core.tensor.weights import open_weights
-from puna.plugins import llama, mistral_small, mistral_small_vision
-from puna.plugins.mistral_small import Config, cache_layout
+from puna.plugins import llama, mistral, mistral_small, mistral_small_vision
+from puna.plugins.mistral_small import Config
 from puna.plugins.mistral_small_pictures import Cut, fitting_size
 from puna.plugins.mistral_small_vision import Vision, VisionConfig
 from puna.text.tokenizers import open_tokenizer
@@ -501,9 +501,21 @@ def test_every_kind_of_file_gives_the_same_sizes(files: Any) -> None:
                 assert found[name] == pytest.approx(wanted[name], rel=1e-6)
 
 
-def test_a_window_is_every_layers_and_null_is_none() -> None:
-    assert {layer.kind for layer in cache_layout(text_of())} == {Causal()}
-    assert {layer.kind for layer in cache_layout(text_of(sliding_window=9))} == {Window(9)}
+@pytest.mark.parametrize("plugin", [mistral, mistral_small])
+def test_a_window_is_every_layers_and_null_is_none(plugin: Any) -> None:
+    given = written()["text_config"]
+    missing = {name: value for name, value in given.items() if name != "sliding_window"}
+    for config, kind in ((given, Causal()), (given | {"sliding_window": 9}, Window(9)), (missing, Window(4096))):
+        assert {layer.kind for layer in plugin.cache_layout(plugin.Config.from_hf(Keys(config)))} == {kind}
+
+
+@pytest.mark.parametrize("plugin", [mistral, mistral_small])
+def test_a_config_may_leave_out_what_is_as_in_the_references_class(plugin: Any) -> None:
+    said = "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"
+    given = {name: written()["text_config"][name] for name in said}
+    found = plugin.Config.from_hf(Keys(given | {"num_attention_heads": 16}))
+    assert (found.kv_heads, found.head_size, found.context_length) == (8, 3, 131072)
+    assert (found.eps, found.rope_base) == (1e-6, 1e4)
 
 
 def test_the_number_of_dimensions_that_turn_is_not_believed() -> None:
