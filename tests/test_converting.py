@@ -298,6 +298,7 @@ def with_tokenizer(root: Path, variant: str, **changes: Any) -> dict[str, Path]:
     "changes",
     [
         {"normalizer": {"type": "NFKC"}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}},
         {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
         {"added_tokens": [{"id": 400, "content": "<|endoftext|>", "single_word": False, "lstrip": True, "rstrip": False,
                            "normalized": False, "special": True}]},
