@@ -302,7 +302,8 @@ class Architecture:
     stop_tokens: tuple[str, ...] = ()  # control tokens that end a reply besides those the file names
     vision: type[Encoder] | None = None
     # Its constructors are those of a Config, and return None for files without images. `from_hf` finds what a
-    # checkpoint's preprocessor_config.json says as the section "preprocessor".
+    # checkpoint says of its processor, in preprocessor_config.json or processor_config.json, as the section
+    # "preprocessor".
     vision_config: type[Any] | None = None
     streams: int = 1  # of positions
     # `general.architecture` of GGUF files that Puna writes; None: the first of the names above. Where it is another
