@@ -49,8 +49,20 @@ class Keys:
     ) -> float:
         """Return a finite float in low..high."""
         value = self._find(name)
-        if value is None:
-            value = self._default(name, default)
+        return self._finite(name, self._default(name, default) if value is None else value, low, high)
+
+    def numbers(
+        self, name: str, default: Sequence[float], *, low: float = -math.inf, high: float = math.inf
+    ) -> tuple[float, ...]:
+        """Return as many finite floats in low..high as the default has. An empty list counts as missing."""
+        found = self.list(name)
+        if len(found) == 0:
+            return tuple(default)
+        if len(found) != len(default):
+            raise self._wrong(name, found, f"{len(default)} numbers")
+        return tuple(self._finite(name, value, low, high) for value in found)
+
+    def _finite(self, name: str, value: Any, low: float, high: float) -> float:
         if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
             raise self._wrong(name, value, "a number")
         try:

@@ -6,7 +6,6 @@ in which the patches of one picture see each other; rows of patches end in token
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -39,8 +38,6 @@ LIMIT = 1 << 12  # of the same, whatever they say: its pixels take 200 MB
 LARGEST_PATCH, MOST_MERGED = 1 << 8, 1 << 4  # pixels and patches of a side, far above any encoder's
 ROW_END, PICTURE_END = "[IMG_BREAK]", "[IMG_END]"
 
-Colours = tuple[float, float, float]
-
 
 class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The sizes of encoder and projector, and how pictures are prepared."""
@@ -57,8 +54,8 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
     eps: float
     output: int  # width of the decoder
     output_eps: float  # of the projector's norm: the decoder's
-    mean: Colours
-    std: Colours
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     @property
     def head_size(self) -> int:
@@ -98,8 +95,8 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             eps=keys.number(f"{at}attention.layer_norm_epsilon", 1e-5, low=0.0, high=1.0),
             output=output,
             output_eps=keys.number("attention.layer_norm_rms_epsilon", 1e-5, low=0.0, high=1.0),
-            mean=_colours(keys, f"{at}image_mean", MEAN),
-            std=_colours(keys, f"{at}image_std", STD),
+            mean=keys.numbers(f"{at}image_mean", MEAN, low=0.0, high=1.0),
+            std=keys.numbers(f"{at}image_std", STD, low=1e-3, high=1.0),
         )
 
     def to_gguf(self) -> dict[str, Any]:
@@ -154,8 +151,8 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             eps=1e-5,
             output=text.integer("hidden_size"),
             output_eps=text.number("rms_norm_eps", 1e-6, low=0.0, high=1.0),
-            mean=_colours(processor, "image_mean", MEAN),
-            std=_colours(processor, "image_std", STD),
+            mean=processor.numbers("image_mean", MEAN, low=0.0, high=1.0),
+            std=processor.numbers("image_std", STD, low=1e-3, high=1.0),
         )
 
 
@@ -166,17 +163,6 @@ def _check_projector(keys: Keys, output: int) -> None:
     if not keys.flag("clip.use_silu", False):
         raise keys.wrong("clip.use_silu", "true: the encoder has no other activation")
     keys.integer("clip.vision.projection_dim", output, low=output, high=output)
-
-
-def _colours(keys: Keys, name: str, default: Colours) -> Colours:
-    """Return a number for red, for green and for blue."""
-    given = keys.list(name)
-    if len(given) == 0:
-        return default
-    if len(given) != 3 or not all(isinstance(n, int | float | np.floating) and 0 < n < math.inf for n in given):
-        raise keys.wrong(name, "three positive numbers")
-    red, green, blue = map(float, given)
-    return red, green, blue
 
 
 class VisionBlock(Module):

@@ -378,9 +378,12 @@ def eye_of(**changes: Any) -> VisionConfig | None:
         ({"clip__vision__image_size": 1 << 20}, "image_size is 1048576"),
         ({"clip__vision__attention__head_count": 3}, "head_count is 3, expected a divisor of 32"),
         ({"clip__vision__projector__scale_factor": 5}, "scale_factor is 5, expected a divisor of 16"),
-        ({"clip__vision__image_mean": [0.5, 0.5]}, "image_mean is .*, expected three numbers"),
-        ({"clip__vision__image_mean": [0.5, math.nan, 0.5]}, "image_mean is .*, expected three numbers"),
-        ({"clip__vision__image_std": [0.5, 0.0, 0.5]}, "image_std is .*, expected three numbers"),
+        ({"clip__vision__image_mean": [0.5, 0.5]}, "image_mean is .*, expected 3 numbers"),
+        (
+            {"clip__vision__image_mean": [0.5, math.nan, 0.5]},
+            "image_mean is nan, expected a finite number from 0.0 to 1.0",
+        ),
+        ({"clip__vision__image_std": [0.5, 0.0, 0.5]}, "image_std is 0.0, expected a finite number from"),
     ],
 )
 def test_an_encoder_that_makes_no_sense_is_refused_by_key(changes: dict[str, Any], complaint: str) -> None:

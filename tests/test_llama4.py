@@ -368,8 +368,8 @@ def eye_of(processor: dict[str, Any] | None = None, **changes: Any) -> VisionCon
         ({}, {"max_patches": 1 << 20}, "max_patches is 1048576"),
         ({}, {"size": {"height": 36, "width": 72}}, "width is 72, expected a whole number from 36 to 36"),
         ({}, {"resize_to_max_canvas": True}, "resize_to_max_canvas is True, expected false"),
-        ({}, {"image_std": [0.5, 0.0, 0.5]}, "image_std is .*, expected three numbers"),
-        ({}, {"image_mean": [0.5]}, "image_mean is .*, expected three numbers"),
+        ({}, {"image_std": [0.5, 0.0, 0.5]}, "image_std is 0.0, expected a finite number from"),
+        ({}, {"image_mean": [0.5]}, "image_mean is .*, expected 3 numbers"),
     ],
 )
 def test_an_encoder_that_makes_no_sense_is_refused_by_key(
@@ -378,6 +378,13 @@ def test_an_encoder_that_makes_no_sense_is_refused_by_key(
     assert eye_of() is not None
     with pytest.raises(BadModel, match=complaint):
         eye_of(processor, **changes)
+
+
+def test_checkpoints_may_nest_the_base_of_frequencies() -> None:
+    for said in ({"rope_theta": 5e4}, {"rope_parameters": {"rope_theta": 5e4, "rope_type": "default"}}):
+        found = eye_of(**said)
+        assert found is not None
+        assert found.rope_base == 5e4
 
 
 def test_the_encoder_of_another_model_is_refused(opened: Any) -> None:
