@@ -72,7 +72,7 @@ class Conversion:
         general = {"type": "model", "file_type": FILE_TYPES[form], "quantization_version": QUANTISATION_VERSION}
         general_keys = {f"general.{key}": value for key, value in general.items()}
         self._metadata = {**_sizes(loaded, reader), **general_keys, **more}
-        self._tensors = list(_outgoing(loaded, form, reorder=source.kind == "safetensors"))
+        self._tensors = list(_outgoing(loaded, form, checkpoint=source.kind == "safetensors"))
 
     @property
     def nbytes(self) -> int:
@@ -241,12 +241,12 @@ class _Matrix:
             raise BadRequest(f"{self.info.name}: {error}; bf16 and f32 have the range") from None
 
 
-def _outgoing(loaded: LoadedModel, form: BlockFormat, *, reorder: bool) -> Iterator[_Vector | _Matrix]:
-    """Yield every tensor of a model. reorder: rotary pairs are half a head apart, as checkpoints have them."""
+def _outgoing(loaded: LoadedModel, form: BlockFormat, *, checkpoint: bool) -> Iterator[_Vector | _Matrix]:
+    """Yield every tensor of a model. checkpoint: whether it was read from one."""
     parts: list[Any] = [loaded.model, *([] if loaded.vision is None else [loaded.vision])]
     for part in parts:
         for name, declared, value, config in _named(part, loaded.architecture.name):
-            order = _side_by_side(value.shape[0], declared.paired, config) if reorder and declared.paired else None
+            order = _order(declared, config, value.shape[0], checkpoint=checkpoint)
             if isinstance(value, _Stored):
                 turned = declared.transposed == "hf" and value.transposed
                 shape = value.shape if turned else value.info.shape
@@ -277,8 +277,17 @@ def _described(name: str, form: BlockFormat, shape: tuple[int, ...]) -> TensorIn
     return TensorInfo(name, form, shape, int(np.prod(shape[:-1])) * form.row_bytes(shape[-1]))
 
 
-def _side_by_side(rows: int, paired: Size, config: Any) -> npt.NDArray[np.intp]:
-    """Return the order of rows in which the halves of each head alternate. paired: heads, as a plugin declares them."""
-    heads = size_of(paired, config)
+def _order(declared: TensorField, config: Any, rows: int, *, checkpoint: bool) -> npt.NDArray[np.intp] | None:
+    """Return the order in which a tensor's rows are written; None: as they lie."""
+    if declared.paired and checkpoint:
+        return _side_by_side(rows, declared.paired, config)
+    if declared.unpaired and size_of(declared.unpaired, config) != 0:
+        return np.argsort(_side_by_side(rows, declared.unpaired, config))
+    return None
+
+
+def _side_by_side(rows: int, declared: Size, config: Any) -> npt.NDArray[np.intp]:
+    """Return the order of rows in which the halves of each head alternate. declared: heads, as a plugin says them."""
+    heads = size_of(declared, config)
     assert isinstance(heads, int), "the number of heads follows from the config"
     return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)

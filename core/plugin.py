@@ -87,6 +87,7 @@ class TensorField:
     hf_part: tuple[int, int] | None  # (i, n): checkpoints hold it as the i-th of n equal parts of a tensor's rows
     transposed: bool | Literal["hf"]  # whether files, or checkpoints alone, hold it as [in, out]
     paired: Size | None  # heads whose rotary pairs are neighbours in GGUF files, and half a head apart in checkpoints
+    unpaired: Size | None  # heads whose rotary pairs are neighbours in this file alone; 0: none
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def tensor(
     hf_part: tuple[int, int] | None = None,
     transposed: bool | Literal["hf"] = False,
     paired: Size | None = None,
+    unpaired: Size | None = None,
 ) -> Any:  # Any, so that the annotation beside it decides the type
     """Declare a tensor, slowest dimension first: `out: Matrix = tensor("hidden", "queries", gguf=..., hf=...)`.
 
@@ -125,10 +127,11 @@ def tensor(
     where query, key and value are one. transposed: a Matrix that files hold as [in, out], or "hf": that only
     checkpoints do; a part of such a tensor is one of its columns. With a dimension more in front, all this is true of
     each expert's matrix. paired: its rows are so many heads, and GGUF files have the two of a rotary pair side by side
-    where checkpoints have them half a head apart. They are not reordered when a model is loaded, only when Puna writes
-    a GGUF file, under the first of several names.
+    where checkpoints have them half a head apart. unpaired: as many heads, of a config read from files that have pairs
+    side by side where those that Puna writes do not. They are not reordered when a model is loaded, only when Puna
+    writes a GGUF file, under the first of several names.
     """
-    declared = TensorField(shape, gguf, hf, optional, tied, hf_part, transposed, paired)
+    declared = TensorField(shape, gguf, hf, optional, tied, hf_part, transposed, paired, unpaired)
     return dataclasses.field(metadata={"tensor": declared})
 
 

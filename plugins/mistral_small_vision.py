@@ -63,6 +63,11 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.hidden // self.heads
 
     @property
+    def neighbours(self) -> int:
+        """Heads whose rotary pairs are neighbours: all, or none."""
+        return self.heads if self.pairing == "interleaved" else 0
+
+    @property
     def square(self) -> int:
         """Numbers of a square's patches."""
         return self.hidden * self.merge**2
@@ -100,10 +105,7 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def to_gguf(self) -> dict[str, Any]:
-        """Return `vision.*` and the projector's keys. Some only Puna reads: what a checkpoint says of its processor.
-
-        In such a file pairs are no neighbours. The last key, which nobody reads back, has Puna refuse to write them so.
-        """
+        """Return `vision.*` and the projector's keys. Some only Puna reads: what a checkpoint says of its processor."""
         return {
             "vision.block_count": self.layers,
             "vision.embedding_length": self.hidden,
@@ -120,7 +122,6 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             "vision.image_std": list(self.std),
             "spatial_merge_size": self.merge,
             "mm.projector_hidden_act": "gelu",
-            **({} if self.pairing == "split" else {"vision.rope.pairing": self.pairing}),
         }
 
     @classmethod
@@ -170,8 +171,9 @@ class VisionBlock(Module):
 
     config: VisionConfig
     attention_norm: Array = tensor("hidden", gguf=("attn_norm.weight", "ln1.weight"), hf="attention_norm.weight")
-    q: Matrix = tensor("hidden", "hidden", gguf="attn_q.weight", hf="attention.q_proj.weight")
-    k: Matrix = tensor("hidden", "hidden", gguf="attn_k.weight", hf="attention.k_proj.weight")
+    # Files for the encoder alone have pairs side by side, single files do not.
+    q: Matrix = tensor("hidden", "hidden", gguf="attn_q.weight", hf="attention.q_proj.weight", unpaired="neighbours")
+    k: Matrix = tensor("hidden", "hidden", gguf="attn_k.weight", hf="attention.k_proj.weight", unpaired="neighbours")
     v: Matrix = tensor("hidden", "hidden", gguf="attn_v.weight", hf="attention.v_proj.weight")
     out: Matrix = tensor(
         "hidden", "hidden", gguf=("attn_output.weight", "attn_out.weight"), hf="attention.o_proj.weight"
@@ -258,6 +260,7 @@ class Vision(Encoder):
 
     def ready(self) -> None:
         """Compute the frequencies, and the order in which the merger takes a square's numbers: channel by channel."""
+        self.row_end = None
         c = self.config
         self.table = grid_rope_table(c.head_size, base=c.rope_base, pairing=c.pairing, by_turns=True)
         self.order = np.arange(c.square).reshape(c.merge**2, c.hidden).T.reshape(-1)

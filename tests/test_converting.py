@@ -57,8 +57,7 @@ from .test_plugin_contract import MemorySource
 ATOL = 1e-3  # of logits, as everywhere
 SEEING = ["gemma3-vl", "qwen2.5-vl", "mistral3", "llama4-scout"]
 SPELLED = {"checkpoint": "hf", "pair": "gguf"}
-NEVER_ONE = ("mistral3", "pair")  # the encoder's file has rows in an order that single files have not
-SHOWN = [(variant, kind) for variant in SEEING for kind in SPELLED if (variant, kind) != NEVER_ONE]
+SHOWN = [(variant, kind) for variant in SEEING for kind in SPELLED]
 
 
 # ---- making them ---------------------------------------------------------------------------------------------------
@@ -185,8 +184,8 @@ def test_models_that_see_compute_what_the_reference_does(made, variant, kind, fo
 @pytest.mark.parametrize(
     ("variant", "kind", "form"),
     [("gemma3-vl", "checkpoint", "F16"), ("gemma3-vl", "pair", "f32"), ("qwen2.5-vl", "checkpoint", "f32"),
-     ("qwen2.5-vl", "pair", "F16"), ("mistral3", "checkpoint", "F16"), ("llama4-scout", "checkpoint", "bf16"),
-     ("llama4-scout", "pair", "F16")],
+     ("qwen2.5-vl", "pair", "F16"), ("mistral3", "checkpoint", "F16"), ("mistral3", "pair", "f32"),
+     ("llama4-scout", "checkpoint", "bf16"), ("llama4-scout", "pair", "F16")],
 )  # fmt: skip
 async def test_clients_get_the_reference_s_replies_to_pictures(tmp_path, variant, kind, form):
     async with running_server(tmp_path, precise=True) as live:
@@ -247,6 +246,15 @@ def test_a_file_holds_what_another_converter_makes_of_the_same_checkpoint(made):
     for key, value in theirs.metadata.items():
         if not key.startswith(("general.name", "general.size", "general.sampling", "tokenizer.ggml.add_sep_token")):
             np.testing.assert_array_equal(ours.metadata[key], value, key)
+
+
+def test_rows_that_only_the_encoder_s_own_file_has_side_by_side_are_put_apart(made):
+    """The pair and the checkpoint become the same file of an encoder."""
+    pair, checkpoint = (open_weights(made("mistral3", kind, "f32").file) for kind in ("pair", "checkpoint"))
+    names = [name for name in pair.tensors if name.startswith(("v.", "mm."))]
+    assert len(names) == 3 * 9 + 6
+    for name in names:
+        np.testing.assert_array_equal(pair.raw(name), checkpoint.raw(name))
 
 
 def test_a_converted_file_converts_to_itself(made, tmp_path):
@@ -344,11 +352,6 @@ def test_without_a_format_a_checkpoint_stays_as_it_is(tmp_path):
 
 def blobs(root: Path) -> int:
     return len(list((root / "blobs").iterdir()))
-
-
-def test_an_encoder_whose_rows_are_ordered_otherwise_than_single_files_have_them_is_refused(tmp_path):
-    with pytest.raises(Unsupported, match=r"GGUF files of mistral3 cannot say that vision.rope.pairing is interleaved"):
-        make(tmp_path, files_of(*NEVER_ONE), "f32")
 
 
 @pytest.mark.parametrize("name", ["q4_K_M", "Q4_K_S", "q4_k", "q8_0"])
