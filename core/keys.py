@@ -26,6 +26,11 @@ class Keys:
     def __contains__(self, name: str) -> bool:
         return self._find(name) is not None
 
+    def is_null(self, name: str) -> bool:
+        """Whether the key is there and holds a null: some configs say so what its absence would not."""
+        found = next((key for key in (name, self._prefix + name) if key in self._values), None)
+        return found is not None and self._values[found] is None
+
     def integer(self, name: str, default: int | None = None, *, low: int = 1, high: int = LARGEST) -> int:
         """Return a whole number in low..high."""
         value = self._find(name)
@@ -101,10 +106,6 @@ class Keys:
         if not isinstance(value, list | tuple | np.ndarray):
             raise self._wrong(name, value, "a list")
         return cast("Sequence[Any]", value)
-
-    def holds_null(self, name: str) -> bool:
-        """Whether there is a null: to some keys it means something else than that they are missing."""
-        return any(key in self._values and self._values[key] is None for key in (name, self._prefix + name))
 
     def holds_list(self, name: str) -> bool:
         """Whether there is an array: some keys hold one value for all layers, or a value for each."""

@@ -217,7 +217,7 @@ def _rope_layers(keys: Keys, count: int) -> tuple[bool, ...]:
 
 def _chunks(keys: Keys, rope_layers: Sequence[bool]) -> tuple[int | None, ...]:
     """Return each layer's chunk: kinds are listed, or those with positions have one. A null means that none has."""
-    size = None if keys.holds_null("attention_chunk_size") else keys.integer("attention_chunk_size", CHUNK)
+    size = None if keys.is_null("attention_chunk_size") else keys.integer("attention_chunk_size", CHUNK)
     kinds = keys.list("layer_types")
     if len(kinds) == 0:
         return tuple(size if turns else None for turns in rope_layers)

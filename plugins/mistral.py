@@ -104,7 +104,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             eps=keys.number("rms_norm_eps", 1e-6, low=0.0, high=1.0),
             rope_base=rope_base_from_hf(keys),
             scaling=scaling_from_hf(keys),
-            window=None if keys.holds_null("sliding_window") else keys.integer("sliding_window", 4096),
+            window=None if keys.is_null("sliding_window") else keys.integer("sliding_window", 4096),
         )
 
 

@@ -141,7 +141,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             rope_base=rope_base_from_hf(keys),
             scaling=scaling_from_hf(keys),
             pairing="split",
-            window=None if keys.holds_null("sliding_window") else keys.integer("sliding_window", 4096),
+            window=None if keys.is_null("sliding_window") else keys.integer("sliding_window", 4096),
         )
 
 

@@ -38,6 +38,13 @@ def test_a_null_counts_as_missing():
     assert keys.section("head_dim") is None
 
 
+def test_a_null_can_be_told_from_a_key_that_is_missing():
+    keys = gguf(toy__window=None, toy__heads=8)
+    assert keys.is_null("window")
+    assert not keys.is_null("heads")
+    assert not keys.is_null("layers")
+
+
 @pytest.mark.parametrize("read", ["integer", "number", "flag", "text"])
 def test_a_missing_key_is_named_with_its_prefix(read):
     assert refusal(getattr(gguf(), read), "block_count") == "GGUF metadata: key toy.block_count is missing"
@@ -175,11 +182,6 @@ def test_numbers_are_as_many_as_their_defaults(value):
 )
 def test_numbers_that_make_no_sense_are_refused(value, complaint):
     assert complaint in refusal(Keys({"std": value}).numbers, "std", (0.1, 0.2), low=0.1, high=1.0)
-
-
-def test_a_key_whose_null_means_something_is_asked_whether_it_is_one():
-    keys = Keys({"a": None, "mine.b": None, "c": 0}, prefix="mine.")
-    assert [keys.holds_null(name) for name in "abcd"] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
