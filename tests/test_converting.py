@@ -3,34 +3,26 @@
 import asyncio
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import gguf
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
 
 from puna.core import converting
-from puna.core.errors import BadModel, BadRequest, Unsupported
 from puna.core.kernel import find_plugins
 from puna.core.keys import Keys
 from puna.core.memory.cache import Cache, Capacity, Rows, StepView
 from puna.core.model import LoadedModel, find_architecture, load_model
 from puna.core.pictures import open_picture
-from puna.core.plugin import Architecture, Array, Matrix, Module, tensor
 from puna.core.tensor import Linear, Llama3
-from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import CpuLoader
-from puna.core.tensor.floats import BF16, F16, F32, narrow, widen
-from puna.core.tensor.gguf import read_gguf
-from puna.core.tensor.gguf_writer import gguf_bytes
 from puna.core.tensor.rope import NoScaling, Yarn
 from puna.core.tensor.weights import open_weights
 from puna.plugins import (
@@ -52,7 +44,6 @@ from puna.text.tokenizers import open_tokenizer
 from .reference import FIXTURES, cases, expected, text_cases
 from .serving import converter, running_server, upload
 from .test_api_vision import as_openai, talks_of, words
-from .test_plugin_contract import MemorySource
 
 ATOL = 1e-3  # of logits, as everywhere
 SEEING = ["gemma3-vl", "qwen2.5-vl", "mistral3", "llama4-scout"]
@@ -347,227 +338,6 @@ def test_without_a_format_a_checkpoint_stays_as_it_is(tmp_path):
     assert len(found.store.open("made").manifest.layers) == len(files_of("qwen2", "checkpoint"))
 
 
-# ---- what is refused -----------------------------------------------------------------------------------------------
-
-
-def blobs(root: Path) -> int:
-    return len(list((root / "blobs").iterdir()))
-
-
-@pytest.mark.parametrize("name", ["q4_K_M", "Q4_K_S", "q4_k", "q8_0"])
-def test_quantizing_is_refused_by_name(tmp_path, name):
-    with pytest.raises(Unsupported, match=f"quantizing to {name} is not supported yet: ask for f16, bf16 or f32"):
-        make(tmp_path, files_of("qwen2", "checkpoint"), name)
-
-
-def test_a_format_that_does_not_exist_is_refused_with_those_that_do(tmp_path):
-    with pytest.raises(BadRequest, match="unsupported quantization type f17 - supported types are F32, F16, BF16"):
-        make(tmp_path, files_of("qwen2", "checkpoint"), "f17")
-
-
-def changed(root: Path, variant: str, tensors: dict[str, np.ndarray] | None = None, **config: Any) -> dict[str, Path]:
-    """Return a checkpoint's files with other settings, and with these tensors instead of its own if there are any."""
-    folder = root / "changed"
-    shutil.copytree(FIXTURES / variant / "hf", folder)
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    if tensors is not None:
-        save_file(tensors, folder / "model.safetensors")
-    return {file.name: file for file in folder.iterdir()}
-
-
-def test_what_is_quantized_already_is_refused(tmp_path):
-    file = FIXTURES / "llama-quant" / "gguf" / "model-Q8_0.gguf"
-    with pytest.raises(Unsupported, match=r"only supported for F16, BF16 and F32 models: .*weight is Q8_0"):
-        make(tmp_path, {"m.gguf": file}, "f16")
-    assert blobs(tmp_path) == 1
-
-
-@pytest.mark.parametrize(
-    ("variant", "changes", "complaint"),
-    [
-        ("qwen2", {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8},
-         "of qwen2 cannot say what layer 2 of this model sees"),
-        ("mistral-swa", {}, "of llama cannot say what layer 0 of this model sees"),
-        ("llama4-maverick", {"layer_types": ["chunked_attention", "full_attention"] * 2},
-         "of llama4 cannot say what layer 1 of this model sees"),
-        ("llama4-maverick", {"attention_chunk_size": None}, "of llama4 cannot say what layer 0 of this model sees"),
-        ("llama4-maverick", {"no_rope_layers": [1, 0, 0, 1]}, "of llama4 cannot say that no_rope_layers is .True"),
-    ],
-)  # fmt: skip
-def test_layers_that_a_gguf_file_cannot_describe_are_refused(tmp_path, variant, changes, complaint):
-    with pytest.raises(Unsupported, match=f"GGUF files {complaint}"):
-        make(tmp_path / "store", changed(tmp_path, variant, **changes), "f32")
-
-
-def test_sizes_that_would_not_be_read_as_written_are_refused(tmp_path):
-    files = changed(tmp_path, "gemma3-text", final_logit_softcapping=30.0)  # which is taken for a converter's mistake
-    with pytest.raises(Unsupported, match=r"GGUF files of gemma3 cannot say that final_logit_softcapping is 30\.0"):
-        make(tmp_path / "store", files, "f32")
-
-
-def test_rotary_scaling_that_a_gguf_file_cannot_say_is_refused(tmp_path):
-    rule = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64}  # fmt: skip
-    with pytest.raises(Unsupported, match="no keys for rotary embeddings that are scaled by Llama3"):
-        make(tmp_path / "store", changed(tmp_path, "qwen2", rope_scaling=rule), "f32")
-
-
-def test_numbers_too_large_for_the_format_are_refused_by_tensor_and_nothing_is_left(tmp_path):
-    tensors = load_file(FIXTURES / "qwen3" / "hf" / "model.safetensors")
-    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = 70000.0
-    files = changed(tmp_path, "qwen3", tensors)
-    with pytest.raises(BadRequest, match=r"blk\.1\.ffn_up\.weight: 70000 is too large for F16; bf16 and f32"):
-        make(tmp_path / "store", files, "f16")
-    assert blobs(tmp_path / "store") == len(files)
-    assert make(tmp_path / "store", files, "bf16").statuses[-1] == "success"
-
-
-def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_name(tmp_path):
-    tensors = load_file(FIXTURES / "qwen3" / "hf" / "model.safetensors")
-    del tensors["model.layers.1.mlp.up_proj.weight"]
-    files = changed(tmp_path, "qwen3", tensors)
-    with pytest.raises(BadRequest, match=r"cannot be converted: .*model\.layers\.1\.mlp\.up_proj\.weight is missing"):
-        make(tmp_path / "store", files, "f16")
-    assert blobs(tmp_path / "store") == len(files)
-
-
-def test_a_conversion_that_is_broken_off_leaves_nothing(tmp_path):
-    store, files = Store(tmp_path, converter()), files_of("llama-bpe", "pair")
-    digests = {name: asyncio.run(upload(store, path)) for name, path in files.items()}
-    steps = store.create(msgspec.convert({"model": "m", "files": digests, "quantize": "f16"}, CreateRequest))
-    assert any(step.status == "verifying conversion" for step in steps)  # which stops there
-    assert blobs(tmp_path) == len(files) + 1  # the new one, as yet without a name
-    steps.close()
-    assert blobs(tmp_path) == len(files)
-
-
-class Wide(Module):
-    """A model whose vectors are not what its files hold."""
-
-    config: Any
-    scale: Array = tensor("hidden", gguf="scale", hf="scale")
-
-    def ready(self) -> None:
-        self.scale = self.scale * self.config.factor
-
-
-class MuteConfig(msgspec.Struct, frozen=True):
-    """Sizes that are read and not written."""
-
-    hidden: int
-    factor: float
-
-    @classmethod
-    def from_gguf(cls, keys: Keys) -> Any:
-        return cls(keys.integer("hidden"), keys.number("factor"))
-
-    @classmethod
-    def from_hf(cls, keys: Keys) -> Any:
-        return cls(keys.integer("hidden"), keys.number("factor"))
-
-
-class WideConfig(MuteConfig, frozen=True):
-    """Sizes that are written too."""
-
-    def to_gguf(self) -> dict[str, Any]:
-        return {"hidden": self.hidden, "factor": self.factor}
-
-
-WIDE = Architecture(gguf=("wide",), hf=("Wide",), config=WideConfig, model=Wide, cache=lambda config: [])
-LIKE_WIDE = replace(WIDE, gguf=(), hf=("LikeWide",), written_as="wide")
-
-
-def opened(architectures: list[Architecture], name: str = "Wide", factor: float = 1.0, **arrays: Any) -> Any:
-    """Return the conversion of a checkpoint to float32. name: of its architecture."""
-    config = {"architectures": [name], "hidden": 4, "factor": factor}
-    source = MemorySource("safetensors", config, arrays or {"scale": np.arange(4, dtype=np.float32)})
-    return converting.Converter(architectures, lambda source: {}).open(source, F32, {})
-
-
-def written(conversion: Any, path: Path) -> Any:
-    path.write_bytes(b"".join(conversion.pieces()))
-    return open_weights(path)
-
-
-@pytest.mark.parametrize("factor", [1.0, 2.0])
-def test_a_plugin_whose_file_would_compute_something_else_is_found_out(tmp_path, factor):
-    conversion = opened([WIDE], factor=factor)
-    source = written(conversion, tmp_path / "m.gguf")
-    if factor == 1.0:
-        conversion.check(source)
-    else:
-        with pytest.raises(BadModel, match="does not read as what was to be written: scale holds other numbers"):
-            conversion.check(source)
-
-
-def test_an_architecture_may_be_written_as_another_which_then_reads_the_file(tmp_path):
-    conversion = opened([LIKE_WIDE, WIDE], "LikeWide")
-    source = written(conversion, tmp_path / "m.gguf")
-    assert source.metadata["general.architecture"] == "wide"
-    assert find_architecture([LIKE_WIDE, WIDE], source) is WIDE
-    conversion.check(source)
-
-
-def test_what_another_architecture_would_read_otherwise_is_found_out(tmp_path):
-    other = replace(WIDE, model=type("Scaled", (Wide,), {"ready": lambda self: setattr(self, "scale", self.scale * 3)}))
-    conversion = opened([LIKE_WIDE, other], "LikeWide")
-    with pytest.raises(BadModel, match="does not read as what was to be written: scale holds other numbers"):
-        conversion.check(written(conversion, tmp_path / "m.gguf"))
-
-
-@pytest.mark.parametrize(
-    "architectures",
-    [
-        [replace(WIDE, config=MuteConfig)],
-        [replace(WIDE, gguf=())],
-        [replace(LIKE_WIDE, hf=("Wide",))],  # nobody answers to the name
-        [replace(LIKE_WIDE, hf=("Wide",)), replace(WIDE, config=MuteConfig, hf=())],
-    ],
-)
-def test_an_architecture_without_a_form_in_gguf_is_refused_by_name(architectures):
-    with pytest.raises(Unsupported, match=r"architecture (W|w)ide cannot be written as GGUF files"):
-        opened(architectures)
-
-
-class Turned(Module):
-    """A model whose matrices lie the other way round in checkpoints, those of experts side by side."""
-
-    config: Any
-    matrix: Matrix = tensor("hidden", 6, gguf="matrix", hf="matrix", transposed="hf", paired=1)
-    left: Matrix = tensor(3, 2, "hidden", gguf="left", hf="experts", hf_part=(0, 2), transposed="hf")
-    right: Matrix = tensor(3, 2, "hidden", gguf="right", hf="experts", hf_part=(1, 2), transposed="hf")
-
-
-@pytest.mark.parametrize("piece", [1, 40, 1 << 20])
-def test_matrices_that_lie_the_other_way_round_in_checkpoints_are_turned(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(converting, "PIECE_BYTES", piece)
-    rng = np.random.default_rng(0)
-    matrix, experts = rng.standard_normal((6, 4), np.float32), rng.standard_normal((3, 4, 4), np.float32)
-    conversion = opened([replace(WIDE, model=Turned)], matrix=matrix, experts=experts)
-    source = written(conversion, tmp_path / "m.gguf")
-    conversion.check(source)
-    found = {name: source.raw(name).view(np.float32).reshape(info.shape) for name, info in source.tensors.items()}
-    np.testing.assert_array_equal(found["matrix"], matrix.T[[0, 2, 1, 3]])
-    np.testing.assert_array_equal(found["left"], experts[:, :, :2].transpose(0, 2, 1))
-    np.testing.assert_array_equal(found["right"], experts[:, :, 2:].transpose(0, 2, 1))
-
-
-@pytest.mark.parametrize("whole", ["{", "[]", '{"added_tokens": [{"id": "x"}]}', "\udcff", 5])
-def test_a_damaged_tokenizer_in_a_file_is_refused(whole):
-    metadata = {"general.architecture": "x", "tokenizer.huggingface.json": whole, "tokenizer.ggml.bos_token_id": 1}
-    with pytest.raises(BadModel, match=r"tokenizer\.huggingface\.json"):
-        open_tokenizer(MemorySource("gguf", metadata))
-
-
-def test_a_store_without_plugins_converts_nothing(tmp_path):
-    store = Store(tmp_path)
-    path = files_of("llama-bpe", "pair")["model-f32.gguf"]
-    files = {"m.gguf": asyncio.run(upload(store, path))}
-    with pytest.raises(Unsupported, match="no plugins are at hand"):
-        list(store.create(msgspec.convert({"model": "m", "files": files, "quantize": "f16"}, CreateRequest)))
-
-
 # ---- sizes, there and back -----------------------------------------------------------------------------------------
 
 few, sizes, numbers = st.integers(1, 80), st.integers(1, 1 << 20), st.floats(1.5, 1e7)
@@ -735,68 +505,3 @@ def test_the_scaling_of_llama_3_is_written_as_a_tensor(made):
     source = open_weights(made("llama-bpe", "checkpoint", "f32").file)
     divisors = source.raw("rope_freqs.weight").view(np.float32)
     assert divisors.min() == 1.0 < divisors.max() == config.scaling.factor
-
-
-# ---- formats -------------------------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.floats(width=32), min_size=1, max_size=20))
-def test_numbers_are_rounded_to_the_nearest_of_a_format(values):
-    given = np.array([values], np.float32)
-    for form, like in ((F32, np.float32), (F16, np.float16), (BF16, None)):
-        try:
-            found = widen(narrow(given, form), form)
-        except OverflowError:
-            assert np.abs(given[np.isfinite(given)]).max() > (65519 if form == F16 else 3.38e38)
-            continue
-        if like is None:  # no number of this format is nearer
-            bits = found.view(np.uint32)
-            assert (bits & 0xFFFF == 0).all()
-            fine = np.isfinite(given)
-            for step in (-0x10000, 0x10000):
-                near = (bits[fine].astype(np.int64) + step).clip(0, 0xFFFFFFFF).astype(np.uint32).view(np.float32)
-                apart = np.nan_to_num(np.abs(near.astype(float) - given[fine]), nan=np.inf)
-                assert (np.abs(found[fine].astype(float) - given[fine]) <= apart).all()
-        else:
-            np.testing.assert_array_equal(found, given.astype(like))
-        np.testing.assert_array_equal(np.isnan(found), np.isnan(given))
-
-
-@dataclass(frozen=True)
-class Plain:
-    """A tensor in memory."""
-
-    numbers: np.ndarray
-    name: str = "a.weight"
-
-    @property
-    def info(self):
-        return converting._described(self.name, by_name("F32"), self.numbers.shape)
-
-    def pieces(self):
-        yield self.numbers.view(np.uint8)
-
-
-def test_files_are_read_alike_by_the_library_of_the_format(tmp_path):
-    metadata = {
-        "general.architecture": "mine", "a.whole": 7, "a.negative": -7, "a.large": 1 << 40, "a.number": 0.5,
-        "a.flag": True, "a.text": "Füße 🦶", "a.texts": ["a", "", "ß"], "a.list": [1, -2], "a.numbers": [0.5, 1.0],
-        "a.flags": [True, False], "a.array": np.arange(3, dtype=np.uint16),
-    }  # fmt: skip
-    tensors = [Plain(np.arange(6, dtype=np.float32).reshape(2, 3)), Plain(np.ones(5, np.float32), "b")]
-    path = tmp_path / "m.gguf"
-    path.write_bytes(b"".join(gguf_bytes(metadata, tensors)))
-    theirs, ours = gguf.GGUFReader(path), read_gguf(path)
-    for key, value in metadata.items():
-        np.testing.assert_array_equal(theirs.fields[key].contents(), value, key)
-        np.testing.assert_array_equal(ours.metadata[key], value, key)
-    for wanted, read in zip(tensors, theirs.tensors, strict=True):
-        assert read.name == wanted.name
-        np.testing.assert_array_equal(read.data, wanted.numbers)
-        np.testing.assert_array_equal(ours.tensors[wanted.name].raw.view(np.float32).ravel(), wanted.numbers.ravel())
-
-
-@pytest.mark.parametrize("value", [None, {}, ["a", 1], [[1.0], [2.0]], np.zeros(2, complex), ["a", None]])
-def test_values_that_the_format_has_no_type_for_are_an_error_by_key(value):
-    with pytest.raises(TypeError, match=r"a\.b is"):
-        next(gguf_bytes({"a.b": value}, []))
