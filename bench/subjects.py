@@ -38,9 +38,9 @@ FILES = (
     "llama-quant/gguf/model-Q4_K_M.gguf", "llama-quant/gguf/model-Q8_0.gguf", "llama-bpe/gguf/model-f32.gguf",
     "llama-bpe/gguf/model-bf16.gguf", "llama-spm/gguf/model-f16.gguf", "mistral-v3/gguf/model-f32.gguf",
     "mistral-swa/hf", "qwen2/gguf/model-f32.gguf", "qwen3/gguf/model-f32.gguf",
-    "gemma3-text/gguf/model-f32.gguf", "llama4-scout/hf",
+    "gemma3-text/gguf/model-f32.gguf",
 )  # fmt: skip
-SEEING = ("gemma3-vl/hf", "qwen2.5-vl/hf", "qwen3-vl/hf", "llava/hf")
+SEEING = ("gemma3-vl/hf", "qwen2.5-vl/hf", "llama4-scout/hf", "mistral3/hf", "qwen3-vl/hf", "llava/hf")
 MIXED = (Causal(), Window(40), Chunk(48), Window(5))  # what layers of a model may see, in turn
 TOKENS = 48  # of the longest reply: more than what a place has blocks for when it begins
 PROMPTS = 16  # of one model, from which schedules choose

@@ -44,21 +44,35 @@ class Converter:
         more: further metadata. Raises BadModel as loading does, and Unsupported naming what cannot be written.
         """
         architecture = find_architecture(self._architectures, source)
-        return Conversion(architecture, source, form, {**self._tokenizer_keys(source), **more})
+        reader = self._reader(architecture)
+        return Conversion(architecture, reader, source, form, {**self._tokenizer_keys(source), **more})
+
+    def _reader(self, architecture: Architecture) -> Architecture:
+        """Return the architecture that will answer to the file: this one, unless it is written as another."""
+        for reader in self._architectures:
+            if architecture.name_in_gguf in reader.gguf:
+                return reader
+        raise _no_form(architecture)
 
 
 class Conversion:
     """A model that is about to be written."""
 
     def __init__(
-        self, architecture: Architecture, source: WeightSource, form: BlockFormat, more: Mapping[str, Any]
+        self,
+        architecture: Architecture,
+        reader: Architecture,
+        source: WeightSource,
+        form: BlockFormat,
+        more: Mapping[str, Any],
     ) -> None:
-        """Open source. Raises as `Converter.open`."""
+        """Open source. reader: what will answer to the file. Raises as `Converter.open`."""
         loaded = load_model(architecture, source, _Paper())
-        self._architecture, self._form, self._cache = architecture, form, loaded.cache
+        self._reader, self._form, self._cache = reader, form, loaded.cache
         general = {"type": "model", "file_type": FILE_TYPES[form], "quantization_version": QUANTISATION_VERSION}
-        self._metadata = {**_sizes(loaded), **{f"general.{key}": value for key, value in general.items()}, **more}
-        self._tensors = list(_outgoing(loaded, form, reorder=source.kind == "safetensors"))
+        general_keys = {f"general.{key}": value for key, value in general.items()}
+        self._metadata = {**_sizes(loaded, reader), **general_keys, **more}
+        self._tensors = list(_outgoing(loaded, form, checkpoint=source.kind == "safetensors"))
 
     @property
     def nbytes(self) -> int:
@@ -71,14 +85,16 @@ class Conversion:
 
     def check(self, written: WeightSource) -> None:
         """Raise BadModel unless the file reads as what was to be written: writing it once more would change nothing."""
-        again = Conversion(self._architecture, written, self._form, {})
+        again = Conversion(self._reader, self._reader, written, self._form, {})
         wrong = "the file that was written does not read as what was to be written"
         if again._cache != self._cache or again._metadata.keys() - self._metadata.keys():
             raise BadModel(f"{wrong}: its sizes are others")
-        if [tensor.info for tensor in again._tensors] != [tensor.info for tensor in self._tensors]:
+        found = {tensor.info.name: tensor for tensor in again._tensors}
+        infos = {tensor.info.name: tensor.info for tensor in self._tensors}
+        if {name: tensor.info for name, tensor in found.items()} != infos:
             raise BadModel(f"{wrong}: its tensors have other names or shapes")
-        for found, wanted in zip(again._tensors, self._tensors, strict=True):
-            if not wanted.alike(found):
+        for wanted in self._tensors:
+            if not wanted.alike(found[wanted.info.name]):
                 raise BadModel(f"{wrong}: {wanted.info.name} holds other numbers")
 
 
@@ -122,24 +138,29 @@ def _expect_floats(info: TensorInfo) -> None:
 # ---- metadata ------------------------------------------------------------------------------------------------------
 
 
-def _sizes(loaded: LoadedModel) -> dict[str, Any]:
+def _sizes(loaded: LoadedModel, reader: Architecture) -> dict[str, Any]:
     """Return the sizes of decoder and encoder as GGUF metadata. Raises Unsupported where a file cannot say them."""
-    architecture = loaded.architecture
-    configs: list[Any] = [loaded.config, *([] if loaded.vision is None else [loaded.vision.config])]
-    if not architecture.gguf or not all(hasattr(config, "to_gguf") for config in configs):
-        raise Unsupported(f"models of the architecture {architecture.name} cannot be written as GGUF files")
-    name = architecture.gguf[0]
-    metadata = {"general.architecture": name}
-    for config in configs:
+    configs: list[tuple[Any, Any]] = [(loaded.config, reader.config)]
+    if loaded.vision is not None:
+        configs.append((loaded.vision.config, reader.vision_config))
+    if not all(hasattr(config, "to_gguf") and hasattr(kind, "to_gguf") for config, kind in configs):
+        raise _no_form(loaded.architecture)
+    name = loaded.architecture.name_in_gguf
+    metadata: dict[str, Any] = {"general.architecture": name}
+    for config, _ in configs:
         metadata |= {f"{name}.{key}": value for key, value in config.to_gguf().items()}
     keys = Keys(metadata, prefix=f"{name}.", origin="GGUF metadata")
-    for config in configs:
-        _check_sizes(name, config, type(config).from_gguf(keys))
-    _check_cache(name, architecture.cache(architecture.config.from_gguf(keys)), loaded.cache)
+    for config, kind in configs:
+        _check_sizes(name, config, kind.from_gguf(keys))
+    _check_cache(name, reader.cache(reader.config.from_gguf(keys)), loaded.cache)
     return metadata
 
 
-def _check_sizes(name: str, config: Any, found: Any) -> None:
+def _no_form(architecture: Architecture) -> Unsupported:
+    return Unsupported(f"models of the architecture {architecture.name} cannot be written as GGUF files")
+
+
+def _check_sizes(name: str | None, config: Any, found: Any) -> None:
     """Raise Unsupported if what is written for a config would not be read as such."""
     again = found.to_gguf()
     for key, value in config.to_gguf().items():
@@ -149,7 +170,7 @@ def _check_sizes(name: str, config: Any, found: Any) -> None:
             raise Unsupported(f"GGUF files of {name} cannot say that {key} is {value}")
 
 
-def _check_cache(name: str, found: list[CacheLayer], wanted: list[CacheLayer]) -> None:
+def _check_cache(name: str | None, found: list[CacheLayer], wanted: list[CacheLayer]) -> None:
     """Raise Unsupported if a layer of this model does not see what it would in its GGUF file."""
     if found != wanted:
         pairs = list(zip(found, wanted, strict=False))
@@ -183,16 +204,32 @@ class _Matrix:
 
     info: TensorInfo
     stored: _Stored
-    order: npt.NDArray[np.intp] | None  # of its rows; None: as they lie
+    turned: bool  # it lies the other way round than it shall
+    order: npt.NDArray[np.intp] | None  # of its rows, once they are turned; None: as they lie
 
     def pieces(self) -> Iterator[Bytes]:
         source, info = self.stored.source, self.stored.info
         raw = source.raw(info.name)
-        count = max(1, PIECE_BYTES // raw.shape[1])
-        for start in range(0, len(raw), count):
-            part = raw[start : start + count] if self.order is None else raw[self.order[start : start + count]]
+        for part in self._turned(raw) if self.turned else self._rows(raw):
             yield part if info.format == self.info.format else self._narrow(widen(part, info.format))
         source.release(info.name)
+
+    def _rows(self, raw: Bytes) -> Iterator[Bytes]:
+        """Yield rows in their order, a piece at a time."""
+        count = max(1, PIECE_BYTES // raw.shape[1])
+        for start in range(0, len(raw), count):
+            yield raw[start : start + count] if self.order is None else raw[self.order[start : start + count]]
+
+    def _turned(self, raw: Bytes) -> Iterator[Bytes]:
+        """Yield the columns of each matrix as rows, a piece at a time."""
+        columns = self.info.shape[-1]  # of what is to be written: the rows of what there is
+        numbers = raw.view(f"u{self.stored.info.format.nbytes}")  # moved, not read
+        count = max(1, PIECE_BYTES // (columns * numbers.itemsize))
+        for first in range(0, len(numbers), columns):
+            matrix = numbers[first : first + columns].T
+            rows = matrix if self.order is None else matrix[self.order]
+            for start in range(0, len(rows), count):
+                yield np.ascontiguousarray(rows[start : start + count]).view(np.uint8)
 
     def alike(self, other: object) -> bool:
         return isinstance(other, _Matrix)  # its bytes were written as they are read
@@ -204,18 +241,16 @@ class _Matrix:
             raise BadRequest(f"{self.info.name}: {error}; bf16 and f32 have the range") from None
 
 
-def _outgoing(loaded: LoadedModel, form: BlockFormat, *, reorder: bool) -> Iterator[_Vector | _Matrix]:
-    """Yield every tensor of a model. reorder: rotary pairs are half a head apart, as checkpoints have them."""
+def _outgoing(loaded: LoadedModel, form: BlockFormat, *, checkpoint: bool) -> Iterator[_Vector | _Matrix]:
+    """Yield every tensor of a model. checkpoint: whether it was read from one."""
     parts: list[Any] = [loaded.model, *([] if loaded.vision is None else [loaded.vision])]
     for part in parts:
         for name, declared, value, config in _named(part, loaded.architecture.name):
-            if declared.transposed == "hf" and isinstance(value, _Stored) and value.transposed:
-                raise Unsupported(
-                    f"checkpoints hold {name} the other way round than GGUF files: Puna does not turn it yet"
-                )
-            order = _side_by_side(value.shape[0], declared.paired, config) if reorder and declared.paired else None
+            order = _order(declared, config, value.shape[0], checkpoint=checkpoint)
             if isinstance(value, _Stored):
-                yield _Matrix(_described(name, form, value.info.shape), value, order)
+                turned = declared.transposed == "hf" and value.transposed
+                shape = value.shape if turned else value.info.shape
+                yield _Matrix(_described(name, form, shape), value, turned, order)
             else:
                 numbers = np.ascontiguousarray(value if order is None else value[order], np.float32)
                 yield _Vector(_described(name, F32, numbers.shape), numbers)
@@ -242,8 +277,17 @@ def _described(name: str, form: BlockFormat, shape: tuple[int, ...]) -> TensorIn
     return TensorInfo(name, form, shape, int(np.prod(shape[:-1])) * form.row_bytes(shape[-1]))
 
 
-def _side_by_side(rows: int, paired: Size, config: Any) -> npt.NDArray[np.intp]:
-    """Return the order of rows in which the halves of each head alternate. paired: heads, as a plugin declares them."""
-    heads = size_of(paired, config)
+def _order(declared: TensorField, config: Any, rows: int, *, checkpoint: bool) -> npt.NDArray[np.intp] | None:
+    """Return the order in which a tensor's rows are written; None: as they lie."""
+    if declared.paired and checkpoint:
+        return _side_by_side(rows, declared.paired, config)
+    if declared.unpaired and size_of(declared.unpaired, config) != 0:
+        return np.argsort(_side_by_side(rows, declared.unpaired, config))
+    return None
+
+
+def _side_by_side(rows: int, declared: Size, config: Any) -> npt.NDArray[np.intp]:
+    """Return the order of rows in which the halves of each head alternate. declared: heads, as a plugin says them."""
+    heads = size_of(declared, config)
     assert isinstance(heads, int), "the number of heads follows from the config"
     return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)

@@ -42,9 +42,9 @@ class Keys:
             raise self._wrong(name, value, f"a whole number from {low} to {high}")
         return int(value)
 
-    def divisor(self, name: str, of: int) -> int:
-        """Return a whole number that divides `of`, which is also its default: groups of heads, say."""
-        value = self.integer(name, of)
+    def divisor(self, name: str, of: int, default: int | None = None) -> int:
+        """Return a whole number that divides `of`, its default unless there is another: groups of heads, say."""
+        value = self.integer(name, of if default is None else default)
         if of % value:
             raise self._wrong(name, value, f"a divisor of {of}")
         return value
@@ -54,8 +54,20 @@ class Keys:
     ) -> float:
         """Return a finite float in low..high."""
         value = self._find(name)
-        if value is None:
-            value = self._default(name, default)
+        return self._finite(name, self._default(name, default) if value is None else value, low, high)
+
+    def numbers(
+        self, name: str, default: Sequence[float], *, low: float = -math.inf, high: float = math.inf
+    ) -> tuple[float, ...]:
+        """Return as many finite floats in low..high as the default has. An empty list counts as missing."""
+        found = self.list(name)
+        if len(found) == 0:
+            return tuple(default)
+        if len(found) != len(default):
+            raise self._wrong(name, found, f"{len(default)} numbers")
+        return tuple(self._finite(name, value, low, high) for value in found)
+
+    def _finite(self, name: str, value: Any, low: float, high: float) -> float:
         if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
             raise self._wrong(name, value, "a number")
         try:

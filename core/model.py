@@ -92,8 +92,13 @@ def read_vision_config(kind: type[Any], source: WeightSource) -> Any:
     """
     if source.kind == "gguf":
         return read_config(kind, source)
-    values = {**source.metadata, "preprocessor": _side_object(source, "preprocessor_config.json")}
-    return kind.from_hf(Keys(values, origin="config.json"))
+    return kind.from_hf(Keys({**source.metadata, "preprocessor": _preprocessor(source)}, origin="config.json"))
+
+
+def _preprocessor(source: WeightSource) -> Any:
+    """Return what a checkpoint says of how images are prepared; None if it says nothing. Newer ones nest it."""
+    alone = _side_object(source, "preprocessor_config.json")
+    return alone if alone is not None else (_side_object(source, "processor_config.json") or {}).get("image_processor")
 
 
 def _side_object(source: WeightSource, name: str) -> dict[str, Any] | None:

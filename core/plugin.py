@@ -88,6 +88,7 @@ class TensorField:
     gguf_part: tuple[int, int] | None  # the same of GGUF files, where a tensor is not of the shape itself
     transposed: bool | Literal["hf"]  # whether files, or checkpoints alone, hold it as [in, out]
     paired: Size | None  # heads whose rotary pairs are neighbours in GGUF files, and half a head apart in checkpoints
+    unpaired: Size | None  # heads whose rotary pairs are neighbours in this file alone; 0: none
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def tensor(
     gguf_part: tuple[int, int] | None = None,
     transposed: bool | Literal["hf"] = False,
     paired: Size | None = None,
+    unpaired: Size | None = None,
 ) -> Any:  # Any, so that the annotation beside it decides the type
     """Declare a tensor, slowest dimension first: `out: Matrix = tensor("hidden", "queries", gguf=..., hf=...)`.
 
@@ -135,9 +137,11 @@ def tensor(
     transposed: a Matrix that files hold as [in, out], or "hf": that only checkpoints do; a part of such a tensor is one
     of its columns. With a dimension more in front, all this is true of each expert's matrix. paired: its rows are so
     many heads, and GGUF files have the two of a rotary pair side by side where checkpoints have them half a head apart.
-    They are not reordered when a model is loaded, only when Puna writes a GGUF file, under the first of several names.
+    unpaired: as many heads, of a config read from files that have pairs side by side where those that Puna writes do
+    not. They are not reordered when a model is loaded, only when Puna writes a GGUF file, under the first of several
+    names.
     """
-    declared = TensorField(shape, gguf, hf, optional, tied, hf_part, gguf_part, transposed, paired)
+    declared = TensorField(shape, gguf, hf, optional, tied, hf_part, gguf_part, transposed, paired, unpaired)
     return dataclasses.field(metadata={"tensor": declared})
 
 
@@ -334,9 +338,13 @@ class Architecture:
     stop_tokens: tuple[str, ...] = ()  # control tokens that end a reply besides those the file names
     vision: type[Encoder] | None = None
     # Its constructors are those of a Config, and return None for files without images. `from_hf` finds what a
-    # checkpoint's preprocessor_config.json says as the section "preprocessor".
+    # checkpoint says of its processor, in preprocessor_config.json or processor_config.json, as the section
+    # "preprocessor".
     vision_config: type[Any] | None = None
     streams: int = 1  # of positions
+    # `general.architecture` of GGUF files that Puna writes; None: the first of the names above. Where it is another
+    # architecture's name, that one reads the files, and so must find in them what this one's tables and `to_gguf` say.
+    written_as: str | None = None
     # How checkpoints may begin a name, and what the names in this architecture's tables begin with instead.
     prefixes: Mapping[str, str] = field(default_factory=dict)
     spare: tuple[str, ...] = ()  # how names in checkpoints begin, in these tables' words, that need not be used
@@ -352,6 +360,11 @@ class Architecture:
                     raise TypeError(f"{config.__name__} needs a from_{kind}: the architecture answers to {names[0]}")
         if (self.vision is None) != (self.vision_config is None):
             raise TypeError("vision and vision_config belong together")
+
+    @property
+    def name_in_gguf(self) -> str | None:
+        """The name in GGUF files that Puna writes; None if there are no such files."""
+        return self.written_as or next(iter(self.gguf), None)
 
     @property
     def name(self) -> str:

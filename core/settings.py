@@ -217,7 +217,9 @@ class Settings:
         ollama=True,
     )
     image_cache: int = _setting(
-        _size, 512 << 20, "bytes that each model keeps of pictures, and of what its encoder made of them",
+        _size, 512 << 20,
+        "bytes that each model keeps of pictures, and of what its encoder made of them; "
+        "requests in progress may hold 1 GB more",
         allowed="a number of bytes, such as 1073741824, 512MiB or 1GB; 0: nothing is kept",
     )  # fmt: skip
     speculate: bool = _setting(

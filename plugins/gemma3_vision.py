@@ -24,8 +24,6 @@ ORIGINAL, CROPS = "Here is the original image ", " and here are some crops to he
 
 SCAN = "vision.pan_and_scan."  # what keys begin with that say when long pictures are shown in parts
 
-Colours = tuple[float, float, float]
-
 
 class PanAndScan(msgspec.Struct, frozen=True, kw_only=True):
     """When long pictures are also shown in parts."""
@@ -63,8 +61,8 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
     pooled: int  # patches along the side of a square that becomes one row
     output: int  # width of the decoder
     missing_one: float  # what to add to the projector's norm weights: GGUF holds w, checkpoints w - 1
-    mean: Colours = GREY
-    deviation: Colours = GREY
+    mean: tuple[float, ...] = GREY
+    deviation: tuple[float, ...] = GREY
     scan: PanAndScan | None = None
 
     @property
@@ -107,8 +105,8 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             pooled=_pooled_from_gguf(keys, image // patch),
             output=keys.integer("embedding_length"),
             missing_one=0.0,
-            mean=_colours(keys, f"{at}image_mean"),
-            deviation=_colours(keys, f"{at}image_std", low=1e-6),
+            mean=keys.numbers(f"{at}image_mean", GREY, low=0.0, high=1.0),
+            deviation=keys.numbers(f"{at}image_std", GREY, low=1e-6, high=1.0),
             scan=_pan_and_scan_from_gguf(keys),
         )
 
@@ -155,8 +153,8 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             pooled=_pooled(keys, "mm_tokens_per_image", image // patch),
             output=text.integer("hidden_size", 2304),
             missing_one=1.0,
-            mean=_colours(processor, "image_mean"),
-            deviation=_colours(processor, "image_std", low=1e-6),
+            mean=processor.numbers("image_mean", GREY, low=0.0, high=1.0),
+            deviation=processor.numbers("image_std", GREY, low=1e-6, high=1.0),
             scan=_pan_and_scan(processor),
         )
 
@@ -187,17 +185,6 @@ def _pooled_from_gguf(keys: Keys, side: int) -> int:
     if side % found:
         raise keys.wrong(name, f"a divisor of {side}, the patches along a picture's side")
     return found
-
-
-def _colours(keys: Keys, name: str, low: float = 0.0) -> Colours:
-    """Return a number for red, for green and for blue."""
-    given = keys.list(name)
-    if len(given) == 0:
-        return GREY
-    if len(given) != 3 or not all(isinstance(n, int | float | np.floating) and low <= n <= 1.0 for n in given):
-        raise keys.wrong(name, f"three numbers from {low} to 1")
-    red, green, blue = map(float, given)
-    return red, green, blue
 
 
 def _pan_and_scan(keys: Keys) -> PanAndScan | None:

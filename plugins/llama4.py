@@ -24,6 +24,7 @@ from ..core.plugin import (
     tensor,
 )
 from ..core.tensor import (
+    Llama3,
     Rotation,
     attend,
     embed,
@@ -34,6 +35,7 @@ from ..core.tensor import (
     project,
     rms_norm,
     rope,
+    rope_divisors,
     rope_table,
     rotations,
     sharpness,
@@ -150,6 +152,8 @@ class Llama4(Module):
         self.table = rope_table(
             c.head_size, base=c.rope_base, pairing="interleaved", scaling=c.scaling, divisors=self.rope_divisors
         )
+        if isinstance(c.scaling, Llama3) and self.rope_divisors is None:
+            self.rope_divisors = rope_divisors(c.head_size, base=c.rope_base, scaling=c.scaling)
 
     def embed(self, tokens: Array) -> Array:  # [T] -> [T, D]
         """Return the embeddings of tokens."""
@@ -171,9 +175,8 @@ class Llama4(Module):
 
 
 def cache_layout(config: Config) -> list[CacheLayer]:
-    """Return what each layer keeps: keys and values, seen within chunks where there are positions, else by all."""
-    near = Causal() if config.chunk is None else Chunk(config.chunk)
-    kinds = [near if turns else Causal() for turns in config.rope_layers]
+    """Return what each layer keeps: keys and values, seen within their chunk or by all that follow."""
+    kinds = [Causal() if size is None else Chunk(size) for size in config.chunks]
     return [CacheLayer(config.kv_heads, config.head_size, config.head_size, kind) for kind in kinds]
 
 

@@ -5,18 +5,19 @@ Source: the reference code and the processor of Llama 4, as published by Meta.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
-import numpy as np
 
 from ..core.plugin import Keys
+from ..core.tensor import rope_base_from_hf
 
-LARGEST_SIDE = 1 << 14  # pixels, far above any encoder's
+LARGEST_SIDE = 1 << 10  # pixels, far above any encoder's
 MOST_LAYERS = 1 << 12
-MOST_TILES = 16  # besides the one of the whole, where a checkpoint does not say
-LIMIT = 256  # tiles, whatever a checkpoint says
+MOST_TILES = 16  # besides the one of the whole, where the files do not say
+LIMIT = 256  # tiles, whatever they say
+MOST_PIXELS = 1 << 25  # of all tiles: they take 400 MB
 GREY = (0.5, 0.5, 0.5)  # mean and deviation of colours from 0 to 1, unless a file has others
-
-Colours = tuple[float, float, float]
 
 
 class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,8 +35,8 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
     adapter: int | None  # width of the adapter; None: as the tensors have it
     output: int  # width of the decoder
     most_tiles: int = MOST_TILES
-    mean: Colours = GREY
-    deviation: Colours = GREY
+    mean: tuple[float, ...] = GREY
+    deviation: tuple[float, ...] = GREY
 
     @property
     def across(self) -> int:
@@ -90,9 +91,28 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             rope_base=keys.number(f"{at}rope.freq_base", 10000.0, low=1.0001),
             adapter=None,
             output=keys.integer("embedding_length"),
-            mean=_colours(keys, f"{at}image_mean"),
-            deviation=_colours(keys, f"{at}image_std", low=1e-3),
+            most_tiles=_most_tiles(keys, f"{at}max_num_tiles", side),
+            mean=keys.numbers(f"{at}image_mean", GREY, low=0.0, high=1.0),
+            deviation=keys.numbers(f"{at}image_std", GREY, low=1e-3, high=1.0),
         )
+
+    def to_gguf(self) -> dict[str, Any]:
+        """Return `vision.*`. The number of tiles only Puna reads."""
+        return {
+            "vision.block_count": self.layers,
+            "vision.embedding_length": self.hidden,
+            "vision.feed_forward_length": self.inner,
+            "vision.attention.head_count": self.heads,
+            "vision.layer_norm_epsilon": self.eps,
+            "vision.num_channels": 3,
+            "vision.image_size": self.side,
+            "vision.patch_size": self.patch,
+            "vision.pixel_shuffle_ratio": 1 / self.merge,
+            "vision.rope.freq_base": self.rope_base,
+            "vision.max_num_tiles": self.most_tiles,
+            "vision.image_mean": list(self.mean),
+            "vision.image_std": list(self.deviation),
+        }
 
     @classmethod
     def from_hf(cls, keys: Keys) -> VisionConfig | None:
@@ -117,12 +137,12 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             patch=patch,
             merge=_merge(eye, "pixel_shuffle_ratio", side // patch),
             eps=eye.number("norm_eps", 1e-5, low=0.0, high=1.0),
-            rope_base=eye.number("rope_theta", 10000.0, low=1.0001),
+            rope_base=rope_base_from_hf(eye),
             adapter=adapter,
             output=text.integer("hidden_size"),
-            most_tiles=processor.integer("max_patches", MOST_TILES, high=LIMIT),
-            mean=_colours(processor, "image_mean"),
-            deviation=_colours(processor, "image_std", low=1e-3),
+            most_tiles=_most_tiles(processor, "max_patches", side),
+            mean=processor.numbers("image_mean", GREY, low=0.0, high=1.0),
+            deviation=processor.numbers("image_std", GREY, low=1e-3, high=1.0),
         )
 
 
@@ -133,6 +153,11 @@ def _tile(keys: Keys, side: str, patch: str) -> tuple[int, int]:
     if large % small:
         raise keys.wrong(side, f"a multiple of {small}, the side of a patch")
     return large, small
+
+
+def _most_tiles(keys: Keys, name: str, side: int) -> int:
+    """Return how many tiles a picture becomes at most, besides the one of the whole."""
+    return keys.integer(name, MOST_TILES, high=min(LIMIT, MOST_PIXELS // side**2 - 1))
 
 
 def _heads(keys: Keys, name: str, hidden: int) -> int:
@@ -169,14 +194,3 @@ def _expect_usual(processor: Keys, side: int) -> None:
     size = processor.section("size") or Keys({})
     for name in ("height", "width"):
         size.integer(name, side, low=side, high=side)
-
-
-def _colours(keys: Keys, name: str, low: float = 0.0) -> Colours:
-    """Return a number for red, for green and for blue."""
-    given = keys.list(name)
-    if len(given) == 0:
-        return GREY
-    if len(given) != 3 or not all(isinstance(n, int | float | np.floating) and low <= n <= 1.0 for n in given):
-        raise keys.wrong(name, f"three numbers from {low} to 1")
-    red, green, blue = map(float, given)
-    return red, green, blue

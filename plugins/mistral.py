@@ -1,9 +1,11 @@
-"""Mistral text decoders from checkpoints; converted to GGUF they call themselves llama.
+"""Mistral text decoders from checkpoints; GGUF files of them call themselves llama, and are read as such.
 
 Source: Mistral 7B, arXiv:2310.06825, section 2: grouped queries and, in the first release, a sliding window.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import msgspec
 
@@ -36,6 +38,7 @@ from ..core.tensor import (
     rope_table,
     rotations,
     scaling_from_hf,
+    scaling_to_gguf,
 )
 
 
@@ -65,9 +68,27 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """K * E."""
         return self.kv_heads * self.head_size
 
+    def to_gguf(self) -> dict[str, Any]:
+        """Return `llama.*`, which do not say that layers have a window."""
+        return {
+            "block_count": self.layers,
+            "context_length": self.context_length,
+            "embedding_length": self.hidden,
+            "feed_forward_length": self.inner,
+            "vocab_size": self.vocabulary,
+            "attention.head_count": self.heads,
+            "attention.head_count_kv": self.kv_heads,
+            "attention.key_length": self.head_size,
+            "attention.value_length": self.head_size,
+            "attention.layer_norm_rms_epsilon": self.eps,
+            "rope.dimension_count": self.head_size,
+            "rope.freq_base": self.rope_base,
+            **scaling_to_gguf(self.scaling),
+        }
+
     @classmethod
     def from_hf(cls, keys: Keys) -> Config:
-        """Read config.json."""
+        """Read config.json. What it leaves out is as in the reference's class; a null for the window means none."""
         keys.text("hidden_act", "silu", allowed=("silu",))
         heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
         head_size = keys.integer("head_dim", hidden // heads)
@@ -76,14 +97,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             hidden=hidden,
             inner=keys.integer("intermediate_size"),
             heads=heads,
-            kv_heads=keys.divisor("num_key_value_heads", of=heads),
+            kv_heads=keys.divisor("num_key_value_heads", of=heads, default=8),
             head_size=head_size,
             vocabulary=keys.integer("vocab_size"),
-            context_length=keys.integer("max_position_embeddings", 2048),
+            context_length=keys.integer("max_position_embeddings", 131072),
             eps=keys.number("rms_norm_eps", 1e-6, low=0.0, high=1.0),
             rope_base=rope_base_from_hf(keys),
             scaling=scaling_from_hf(keys),
-            window=keys.integer("sliding_window") if "sliding_window" in keys else None,
+            window=None if keys.is_null("sliding_window") else keys.integer("sliding_window", 4096),
         )
 
 
@@ -91,15 +112,15 @@ class Block(Module):
     """One layer: attention and a gated MLP, each behind a norm and beside a residual."""
 
     config: Config
-    attention_norm: Array = tensor("hidden", hf="input_layernorm.weight")
-    q: Matrix = tensor("queries", "hidden", hf="self_attn.q_proj.weight")
-    k: Matrix = tensor("keys", "hidden", hf="self_attn.k_proj.weight")
-    v: Matrix = tensor("keys", "hidden", hf="self_attn.v_proj.weight")
-    out: Matrix = tensor("hidden", "queries", hf="self_attn.o_proj.weight")
-    mlp_norm: Array = tensor("hidden", hf="post_attention_layernorm.weight")
-    gate: Matrix = tensor("inner", "hidden", hf="mlp.gate_proj.weight")
-    up: Matrix = tensor("inner", "hidden", hf="mlp.up_proj.weight")
-    down: Matrix = tensor("hidden", "inner", hf="mlp.down_proj.weight")
+    attention_norm: Array = tensor("hidden", gguf="attn_norm.weight", hf="input_layernorm.weight")
+    q: Matrix = tensor("queries", "hidden", gguf="attn_q.weight", hf="self_attn.q_proj.weight", paired="heads")
+    k: Matrix = tensor("keys", "hidden", gguf="attn_k.weight", hf="self_attn.k_proj.weight", paired="kv_heads")
+    v: Matrix = tensor("keys", "hidden", gguf="attn_v.weight", hf="self_attn.v_proj.weight")
+    out: Matrix = tensor("hidden", "queries", gguf="attn_output.weight", hf="self_attn.o_proj.weight")
+    mlp_norm: Array = tensor("hidden", gguf="ffn_norm.weight", hf="post_attention_layernorm.weight")
+    gate: Matrix = tensor("inner", "hidden", gguf="ffn_gate.weight", hf="mlp.gate_proj.weight")
+    up: Matrix = tensor("inner", "hidden", gguf="ffn_up.weight", hf="mlp.up_proj.weight")
+    down: Matrix = tensor("hidden", "inner", gguf="ffn_down.weight", hf="mlp.down_proj.weight")
 
     def forward(self, x: Array, turn: Rotation, cache: LayerCache) -> Array:  # [T, D] -> [T, D]
         """Return x after this layer."""
@@ -120,10 +141,10 @@ class Mistral(Module):
     """The decoder."""
 
     config: Config
-    embedding: Matrix = tensor("vocabulary", "hidden", hf="model.embed_tokens.weight")
-    blocks: list[Block] = layers(Block, count="layers", hf="model.layers.{}.")
-    norm: Array = tensor("hidden", hf="model.norm.weight")
-    output: Matrix = tensor("vocabulary", "hidden", hf="lm_head.weight", tied="embedding")
+    embedding: Matrix = tensor("vocabulary", "hidden", gguf="token_embd.weight", hf="model.embed_tokens.weight")
+    blocks: list[Block] = layers(Block, count="layers", gguf="blk.{}.", hf="model.layers.{}.")
+    norm: Array = tensor("hidden", gguf="output_norm.weight", hf="model.norm.weight")
+    output: Matrix = tensor("vocabulary", "hidden", gguf="output.weight", hf="lm_head.weight", tied="embedding")
 
     def ready(self) -> None:
         """Compute the frequencies of the pairs, which checkpoints keep half a head apart."""
@@ -155,4 +176,6 @@ def cache_layout(config: Config) -> list[CacheLayer]:
 @hookimpl
 def architectures() -> list[Architecture]:
     """Return the architecture of this file."""
-    return [Architecture(hf=("MistralForCausalLM",), config=Config, model=Mistral, cache=cache_layout)]
+    return [
+        Architecture(hf=("MistralForCausalLM",), config=Config, model=Mistral, cache=cache_layout, written_as="llama")
+    ]

@@ -120,7 +120,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_hf(cls, keys: Keys) -> Config:
-        """Read the section `text_config` of config.json."""
+        """Read the section `text_config` of config.json, with what it leaves out as in the reference's class.
+
+        A null for the window means none, as published models have it.
+        """
         keys = keys.section("text_config") or keys
         keys.text("model_type", "mistral", allowed=("mistral",))  # later models have other decoders below this encoder
         keys.text("hidden_act", "silu", allowed=("silu",))
@@ -130,7 +133,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             hidden=hidden,
             inner=keys.integer("intermediate_size"),
             heads=heads,
-            kv_heads=keys.divisor("num_key_value_heads", of=heads),
+            kv_heads=keys.divisor("num_key_value_heads", of=heads, default=8),
             head_size=keys.integer("head_dim", hidden // heads),
             vocabulary=keys.integer("vocab_size"),
             context_length=keys.integer("max_position_embeddings", 131072),
@@ -138,7 +141,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             rope_base=rope_base_from_hf(keys),
             scaling=scaling_from_hf(keys),
             pairing="split",
-            window=keys.integer("sliding_window") if "sliding_window" in keys else None,
+            window=None if keys.is_null("sliding_window") else keys.integer("sliding_window", 4096),
         )
 
 

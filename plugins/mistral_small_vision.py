@@ -6,7 +6,6 @@ in which the patches of one picture see each other; rows of patches end in token
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -39,8 +38,6 @@ LIMIT = 1 << 12  # of the same, whatever they say: its pixels take 200 MB
 LARGEST_PATCH, MOST_MERGED = 1 << 8, 1 << 4  # pixels and patches of a side, far above any encoder's
 ROW_END, PICTURE_END = "[IMG_BREAK]", "[IMG_END]"
 
-Colours = tuple[float, float, float]
-
 
 class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The sizes of encoder and projector, and how pictures are prepared."""
@@ -57,13 +54,18 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
     eps: float
     output: int  # width of the decoder
     output_eps: float  # of the projector's norm: the decoder's
-    mean: Colours
-    std: Colours
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     @property
     def head_size(self) -> int:
         """E."""
         return self.hidden // self.heads
+
+    @property
+    def neighbours(self) -> int:
+        """Heads whose rotary pairs are neighbours: all, or none."""
+        return self.heads if self.pairing == "interleaved" else 0
 
     @property
     def square(self) -> int:
@@ -98,15 +100,12 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             eps=keys.number(f"{at}attention.layer_norm_epsilon", 1e-5, low=0.0, high=1.0),
             output=output,
             output_eps=keys.number("attention.layer_norm_rms_epsilon", 1e-5, low=0.0, high=1.0),
-            mean=_colours(keys, f"{at}image_mean", MEAN),
-            std=_colours(keys, f"{at}image_std", STD),
+            mean=keys.numbers(f"{at}image_mean", MEAN, low=0.0, high=1.0),
+            std=keys.numbers(f"{at}image_std", STD, low=1e-3, high=1.0),
         )
 
     def to_gguf(self) -> dict[str, Any]:
-        """Return `vision.*` and the projector's keys. Some only Puna reads: what a checkpoint says of its processor.
-
-        In such a file pairs are no neighbours. The last key, which nobody reads back, has Puna refuse to write them so.
-        """
+        """Return `vision.*` and the projector's keys. Some only Puna reads: what a checkpoint says of its processor."""
         return {
             "vision.block_count": self.layers,
             "vision.embedding_length": self.hidden,
@@ -123,7 +122,6 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             "vision.image_std": list(self.std),
             "spatial_merge_size": self.merge,
             "mm.projector_hidden_act": "gelu",
-            **({} if self.pairing == "split" else {"vision.rope.pairing": self.pairing}),
         }
 
     @classmethod
@@ -154,8 +152,8 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             eps=1e-5,
             output=text.integer("hidden_size"),
             output_eps=text.number("rms_norm_eps", 1e-6, low=0.0, high=1.0),
-            mean=_colours(processor, "image_mean", MEAN),
-            std=_colours(processor, "image_std", STD),
+            mean=processor.numbers("image_mean", MEAN, low=0.0, high=1.0),
+            std=processor.numbers("image_std", STD, low=1e-3, high=1.0),
         )
 
 
@@ -168,24 +166,14 @@ def _check_projector(keys: Keys, output: int) -> None:
     keys.integer("clip.vision.projection_dim", output, low=output, high=output)
 
 
-def _colours(keys: Keys, name: str, default: Colours) -> Colours:
-    """Return a number for red, for green and for blue."""
-    given = keys.list(name)
-    if len(given) == 0:
-        return default
-    if len(given) != 3 or not all(isinstance(n, int | float | np.floating) and 0 < n < math.inf for n in given):
-        raise keys.wrong(name, "three positive numbers")
-    red, green, blue = map(float, given)
-    return red, green, blue
-
-
 class VisionBlock(Module):
     """One layer: attention and a gated MLP, each behind a norm and beside a residual."""
 
     config: VisionConfig
     attention_norm: Array = tensor("hidden", gguf=("attn_norm.weight", "ln1.weight"), hf="attention_norm.weight")
-    q: Matrix = tensor("hidden", "hidden", gguf="attn_q.weight", hf="attention.q_proj.weight")
-    k: Matrix = tensor("hidden", "hidden", gguf="attn_k.weight", hf="attention.k_proj.weight")
+    # Files for the encoder alone have pairs side by side, single files do not.
+    q: Matrix = tensor("hidden", "hidden", gguf="attn_q.weight", hf="attention.q_proj.weight", unpaired="neighbours")
+    k: Matrix = tensor("hidden", "hidden", gguf="attn_k.weight", hf="attention.k_proj.weight", unpaired="neighbours")
     v: Matrix = tensor("hidden", "hidden", gguf="attn_v.weight", hf="attention.v_proj.weight")
     out: Matrix = tensor(
         "hidden", "hidden", gguf=("attn_output.weight", "attn_out.weight"), hf="attention.o_proj.weight"
@@ -272,6 +260,7 @@ class Vision(Encoder):
 
     def ready(self) -> None:
         """Compute the frequencies, and the order in which the merger takes a square's numbers: channel by channel."""
+        self.row_end = None
         c = self.config
         self.table = grid_rope_table(c.head_size, base=c.rope_base, pairing=c.pairing, by_turns=True)
         self.order = np.arange(c.square).reshape(c.merge**2, c.hidden).T.reshape(-1)

@@ -6,7 +6,6 @@ own resolution, and most of whose layers attend within windows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -102,8 +101,8 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             output=output,
             ticks=keys.number(f"{at}tokens_per_second", 2.0, low=0.0, high=1e4),  # the default of all published models
             limits=_limits(keys, f"{limits}min_pixels", f"{limits}max_pixels"),
-            mean=_colours(keys, f"{at}image_mean", MEAN),
-            std=_colours(keys, f"{at}image_std", STD),
+            mean=keys.numbers(f"{at}image_mean", MEAN, low=0.0, high=1.0),
+            std=keys.numbers(f"{at}image_std", STD, low=1e-3, high=1.0),
         )
 
     def to_gguf(self) -> dict[str, Any]:
@@ -157,8 +156,8 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
             output=output,
             ticks=eye.number("tokens_per_second", 4.0, low=0.0, high=1e4),
             limits=_limits(processor, "min_pixels", "max_pixels"),
-            mean=_colours(processor, "image_mean", MEAN),
-            std=_colours(processor, "image_std", STD),
+            mean=processor.numbers("image_mean", MEAN, low=0.0, high=1.0),
+            std=processor.numbers("image_std", STD, low=1e-3, high=1.0),
         )
 
 
@@ -190,20 +189,6 @@ def _limits(keys: Keys, least: str, most: str) -> tuple[int, int]:
     edges = keys.section("size") or Keys({})
     found = min(keys.integer(most, edges.integer("longest_edge", MOST)), LIMIT)
     return keys.integer(least, edges.integer("shortest_edge", min(LEAST, found)), high=found), found
-
-
-def _colours(keys: Keys, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
-    """Return a number for red, green and blue."""
-    listed = keys.list(name)
-    if len(listed) == 0:
-        return default
-    try:
-        found = tuple(map(float, listed))
-    except (TypeError, ValueError, OverflowError):
-        found = ()
-    if len(found) != 3 or not all(0.0 < number < math.inf for number in found):
-        raise keys.wrong(name, "three positive numbers")
-    return found
 
 
 class VisionBlock(Module):

@@ -162,6 +162,31 @@ async def test_a_second_turn_sees_and_computes_no_picture_again(tmp_path, family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+async def test_what_one_client_has_shown_is_neither_decoded_nor_encoded_nor_read_again_for_another(tmp_path, family):
+    seen, same, new = base64_of(family, "gradient"), "What is it?", "Which colours are there?"
+    url = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{seen}"}}
+
+    def session(address):
+        with openai.OpenAI(
+            base_url=f"{address}/v1", api_key="other", http_client=openai.DefaultHttpxClient(trust_env=False)
+        ) as client:
+            for text in (same, new):
+                messages = [{"role": "user", "content": [url, {"type": "text", "text": text}]}]
+                yield client.chat.completions.create(model="demo", messages=messages, temperature=0, max_tokens=8)
+
+    async with running_server(tmp_path, precise=True) as live:
+        await create(live, family)
+        body = {"model": "demo", "messages": [{"role": "user", "content": same, "images": [seen]}], "stream": False}
+        first = (await live.http.post("/api/chat", json=body | {"options": GREEDY | {"num_predict": 8}})).json()
+        again, _ = await anyio.to_thread.run_sync(lambda: list(session(live.url)))
+        assert figures(live) == (1, 2, 1, 1)
+    assert again.choices[0].message.content == first["message"]["content"]
+    assert again.usage.prompt_tokens == first["prompt_eval_count"]
+    whole_blocks = (again.usage.prompt_tokens - 1) // 32 * 32
+    assert again.usage.prompt_tokens_details.cached_tokens == whole_blocks > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 async def test_a_picture_is_decoded_once_for_a_request_even_where_none_is_kept(tmp_path, family):
     async with running_server(tmp_path, image_cache=0) as live:
         await create(live, family)

@@ -1,7 +1,7 @@
 """Hostile images against `puna serve`: each ends in a reply or in a refusal that says why, and harms nobody else.
 
-What the decoders are spared is tested file by file in test_pictures.py; here the files come over HTTP, into processes
-whose memory is watched.
+What the decoders are spared is tested file by file in test_picture_bombs.py; here the files come over HTTP, into
+processes whose memory is watched.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from puna.core.image_files import MOST_PIXELS
 from puna.core.scheduler.viewer import THREADS
 from puna.store import digest_of
 
-from .test_pictures import BOMBS, LOSSLESS, big_endian, chunk, corners, encoded, noise, png, tiff, with_orientation
+from .test_picture_bombs import BOMBS, tiff
+from .test_pictures import LOSSLESS, big_endian, chunk, corners, encoded, noise, png, with_orientation
 
 FILES = sorted((Path(__file__).parent / "fixtures" / "gemma3-vl" / "hf").iterdir())
 IMAGE_CACHE = 1 << 20

@@ -85,6 +85,8 @@ def test_a_default_is_checked_like_a_value():
 def test_a_divisor_divides_and_is_the_whole_by_default():
     assert Keys({"kv": 2}).divisor("kv", of=8) == 2
     assert Keys({}).divisor("kv", of=8) == 8
+    assert Keys({}).divisor("kv", of=8, default=4) == 4
+    assert refusal(Keys({}).divisor, "kv", of=8, default=3) == "metadata: key kv is 3, expected a divisor of 8"
     assert refusal(Keys({"kv": 3}).divisor, "kv", of=8) == "metadata: key kv is 3, expected a divisor of 8"
 
 
@@ -158,6 +160,28 @@ def test_a_huge_value_is_shown_shortened():
 def test_a_key_that_may_hold_one_value_or_many_is_asked_which(value, holds):
     assert Keys({"n": value}).holds_list("n") is holds
     assert not Keys({}).holds_list("n")
+
+
+@pytest.mark.parametrize("value", [[0.5, 1], (0.5, 1.0), np.array([0.5, 1.0], np.float32)])
+def test_numbers_are_as_many_as_their_defaults(value):
+    assert Keys({"std": value}).numbers("std", (0.1, 0.2), low=0.5, high=1.0) == (0.5, 1.0)
+    assert Keys({}).numbers("std", [0.1, 0.2]) == Keys({"std": []}).numbers("std", [0.1, 0.2]) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ([0.5], "is [0.5], expected 2 numbers"),
+        ([0.5, 0.0], "is 0.0, expected a finite number from 0.1 to 1.0"),
+        ([0.5, math.nan], "is nan, expected a finite number from 0.1 to 1.0"),
+        ([0.5, 10**400], "expected a finite number from 0.1 to 1.0"),
+        ([0.5, True], "is True, expected a number"),
+        ([0.5, "1"], "is '1', expected a number"),
+        (0.5, "is 0.5, expected a list"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(value, complaint):
+    assert complaint in refusal(Keys({"std": value}).numbers, "std", (0.1, 0.2), low=0.1, high=1.0)
 
 
 @pytest.mark.parametrize(

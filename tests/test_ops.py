@@ -303,7 +303,7 @@ class Stored:
         return self._raw
 
     def release(self, name):
-        pass
+        self.released = name
 
 
 def blocks_of(name):
@@ -367,6 +367,14 @@ def test_parts_that_are_not_equal_are_refused():
         PartOfTensor(source, "w", 0, 2, columns=True)
     with pytest.raises(BadModel, match=r"^w is \[2, 3, 5\], expected 3 equal parts of dimension 0$"):
         PartOfTensor(source, "w", 0, 3)
+
+
+def test_a_tensor_is_let_go_of_with_its_last_part():
+    source = Stored("F32", np.zeros((4, 3)))
+    source.released = None
+    for part, released in ((0, None), (1, "w")):
+        PartOfTensor(source, "w", part, 2).release("w")
+        assert source.released == released
 
 
 def test_a_weight_is_packed_into_memory_of_its_own_and_its_rows_stay_in_the_file():

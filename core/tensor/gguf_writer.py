@@ -37,7 +37,7 @@ def gguf_bytes(metadata: Mapping[str, Any], tensors: Sequence[Outgoing]) -> Iter
     """Yield the bytes of a file. The first piece is the header; no later one is longer than the tensors' own.
 
     metadata: values are str, bool, int, float, lists of one of these, and numpy arrays of numbers. Whole numbers are
-    written as u32 where they fit, fractions as f32, which is what readers expect.
+    written as u32 where they fit, in lists as i32, and fractions as f32, which is what readers expect.
     """
     yield _padded(_header(metadata, [tensor.info for tensor in tensors]))
     for tensor in tensors:

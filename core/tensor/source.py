@@ -67,7 +67,7 @@ class PartOfTensor:
             raise BadModel(f"{name} is {list(info.shape)}, expected {of} equal parts of dimension {axis}")
         self.kind, self.metadata = whole.kind, whole.metadata
         self.tensors = {name: replace(info, shape=tuple(shape), nbytes=info.nbytes // of)}
-        self._whole, self._part, self._columns = whole, part, columns
+        self._whole, self._part, self._is_last, self._columns = whole, part, part == of - 1, columns
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """Return the bytes of the part. Those of some columns do not lie one behind the other."""
@@ -79,7 +79,9 @@ class PartOfTensor:
         return whole.reshape(-1)[self._part * nbytes : self._part * nbytes + nbytes].reshape(rows, -1)
 
     def release(self, name: str) -> None:
-        """Do nothing: other parts may still be needed."""
+        """Say so of the whole if this is the last part: until then others are still needed."""
+        if self._is_last:
+            self._whole.release(name)
 
     def side_file(self, name: str) -> bytes | None:
         """Return a file of the whole."""

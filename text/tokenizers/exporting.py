@@ -150,7 +150,7 @@ def _split_name(layout: _Layout, ignore_merges: bool) -> str | None:
 def _patterns(pre_tokenizer: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the patterns by which text is cut, one after the other; () if there is more to it than patterns."""
     steps: Sequence[Mapping[str, Any]] = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    *cuts, last = steps
+    *cuts, last = steps or [{}]
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
         return ()
     found = []
