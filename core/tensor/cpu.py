@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -17,11 +18,12 @@ from .arena import Arena
 from .blocks import BlockFormat, by_name
 from .checks import ANY, INT32, expect, expect_kinds, expect_mlp
 from .decode import KINDS, decode_tensor
+from .experts import find_largest, mix
 from .kernels import few_rows_product, gather_rows, widen_rows
 from .layouts import LAYOUTS, WIDE_FORMATS
 from .packing import pack
 from .pointwise import FORMS, activate_in_place
-from .product import Job, job_of, multiply_all, multiply_gated, multiply_gated_grouped, multiply_grouped
+from .product import GATED, RECORDS, Integers, Job, job_of, multiply_all, multiply_gated
 from .rope import RopeTable
 from .source import TensorInfo, WeightSource
 from .tape import contiguous, do, room
@@ -85,9 +87,15 @@ MATRICES = CpuMatrix, PackedMatrix
 
 @dataclass(frozen=True, eq=False)
 class Experts:
-    """The same weight of every expert, [experts, out, in]."""
+    """The same weight of every expert, [experts, out, in]: of one format and one shape."""
 
     each: tuple[AnyMatrix, ...]
+
+    @cached_property
+    def jobs(self) -> Integers | None:
+        """What products have to know of each, a row for each; None if they are not packed."""
+        rows = [matrix.job.row for matrix in self.each if isinstance(matrix, PackedMatrix)]
+        return np.concatenate(rows) if len(rows) == len(self.each) else None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -310,13 +318,8 @@ def largest(x: Floats, count: int) -> tuple[npt.NDArray[np.int32], Floats]:
     if not 0 < count <= x.shape[1]:
         raise BadModel(f"largest: {count} of {x.shape[1]} numbers")
     places, values = room((len(x), count), INT32), room((len(x), count))
-    do(_largest, x, places, values)
+    do(find_largest, contiguous(x), places, values)
     return places, values
-
-
-def _largest(x: Floats, places: npt.NDArray[np.int32], values: Floats) -> None:
-    places[:] = np.argsort(-x, axis=1, kind="stable")[:, : places.shape[1]]
-    values[:] = np.take_along_axis(x, places, axis=1)
 
 
 @ops.moe.register(np.ndarray)
@@ -331,48 +334,51 @@ def moe(
     activation: ops.Activation = "silu",
     shares_of: Literal["answers", "inputs"] = "answers",
 ) -> Floats:
-    """Return each token's sum of its experts' answers, times their shares. Tokens are sorted by expert meanwhile."""
+    """Return each token's sum of its experts' answers, times their shares."""
     expect_mlp("moe", (Experts,), gate, up, down)
     expect("moe: x", x, (ANY, gate.shape[2]))
     expect("moe: chosen", chosen, (len(x), ANY), INT32)
     expect("moe: share", share, chosen.shape)
+    out = room((len(x), down.shape[1]))
     if chosen.size == 0:
-        return np.zeros((len(x), down.shape[1]), np.float32)
-    if not 0 <= chosen.min() <= chosen.max() < len(gate.each):
-        raise BadModel(f"moe: chosen {chosen.min()} to {chosen.max()}, there are {len(gate.each)} experts")
-    T, k = chosen.shape
-    order = np.argsort(chosen, axis=None, kind="stable")
-    used, counts = np.unique(chosen, return_counts=True)
-    bounds = np.concatenate([[0], np.cumsum(counts)])
-    gates, ups, downs = ([weight.each[expert] for expert in used] for weight in (gate, up, down))
-    asked = np.ascontiguousarray(x[order // k])
-    if shares_of == "inputs":
-        asked *= share.reshape(-1, 1)[order]
-        share = np.ones_like(share)
-    answers = np.empty((T * k, down.shape[1]), np.float32)
-    answers[order] = _ask(asked, bounds, gates, ups, downs, activation)
-    mixed: Floats = np.einsum("tkd,tk->td", answers.reshape(T, k, -1), share)
-    return mixed
-
-
-def _ask(
-    x: Floats,
-    bounds: npt.NDArray[np.int64],
-    gates: list[AnyMatrix],
-    ups: list[AnyMatrix],
-    downs: list[AnyMatrix],
-    activation: ops.Activation,
-) -> Floats:
-    """Return what experts answer, each to its own rows bounds[i]:bounds[i + 1] of x."""
-    if are_alike(gates[0], ups[0]) and isinstance(downs[0], PackedMatrix):
-        jobs = [[part.job for part in parts if isinstance(part, PackedMatrix)] for parts in (gates, ups, downs)]
-        inner = multiply_gated_grouped(x, bounds, jobs[0], jobs[1], FORMS[activation])
-        return multiply_grouped(inner, bounds, jobs[2])
-    out = np.empty((len(x), downs[0].shape[0]), np.float32)
-    for i, parts in enumerate(zip(gates, ups, downs, strict=True)):
-        own = slice(bounds[i], bounds[i + 1])
-        out[own] = gated_mlp(x[own], *parts, activation=activation)
+        do(out.fill, 0)
+    elif gate.jobs is None or up.jobs is None or down.jobs is None:
+        do(_ask_one_by_one, x, chosen, share, (gate, up, down), activation, shares_of, out)
+    else:
+        jobs = _both(gate.jobs, up.jobs) if are_alike(gate.each[0], up.each[0]) else (gate.jobs, up.jobs)
+        x, chosen, share = contiguous(x), contiguous(chosen), contiguous(share)
+        do(mix, x, chosen, share, (*jobs, down.jobs), FORMS[activation], shares_of == "inputs", out)
     return out
+
+
+def _both(gates: Integers, ups: Integers) -> tuple[Integers, Integers]:
+    """Return the jobs of gates with those of their other halves, and none beside them."""
+    gates = gates.copy()
+    gates[:, GATED] = ups[:, RECORDS]
+    return gates, ups[:0]
+
+
+def _ask_one_by_one(
+    x: Floats,
+    chosen: npt.NDArray[np.int32],
+    share: Floats,
+    parts: tuple[Experts, Experts, Experts],
+    activation: ops.Activation,
+    shares_of: str,
+    out: Floats,
+) -> None:
+    """Do what `mix` does, with weights as they lie in the file."""
+    if not 0 <= chosen.min() <= chosen.max() < len(parts[0].each):
+        raise BadModel(f"moe: chosen {chosen.min()} to {chosen.max()}, there are {len(parts[0].each)} experts")
+    out[...] = 0
+    for expert in np.unique(chosen):
+        tokens, places = np.nonzero(chosen == expert)
+        own = share[tokens, places][:, None]
+        weights = [part.each[expert] for part in parts]
+        if shares_of == "inputs":
+            out[tokens] += gated_mlp(x[tokens] * own, *weights, activation=activation)
+        else:
+            out[tokens] += own * gated_mlp(x[tokens], *weights, activation=activation)
 
 
 @dataclass(frozen=True)

@@ -64,17 +64,16 @@ def padded_count(count):
 
 
 @kernel
-def quantise_tile(x, unit, codes, starts, pairs, steps, tile):
-    """Fill one tile in every chunk."""
-    T, D = x.shape
-    flat, padded, first = x.reshape(-1), padded_count(T), tile * WIDTH
-    width = width_of(T - first)
-    for j in range(min(width, T - first)):
+def quantise_rows(x, count, first, unit, codes, starts, pairs, steps):
+    """Fill, in every chunk of `count` tokens, the tile that begins with token `first`. x: its own rows, [.., D]."""
+    D = x.shape[1]
+    flat, padded, width = x.reshape(-1), padded_count(count), width_of(count - first)
+    for j in range(min(width, len(x))):
         for at in range(0, D, unit):
             chunk, sub = at // WIDE, at % WIDE // SUB
             subs = min(CHUNK, D // SUB - chunk * CHUNK)  # of this chunk
             before = chunk * CHUNK * padded + first * subs + sub * width  # sub-blocks laid out before
-            source, start_at = (first + j) * D + at, before * SUMS + j
+            source, start_at = j * D + at, before * SUMS + j
             code_at = before * SUB * CODE_BYTES + 4 * j  # in bytes
             if unit == WIDE:
                 step_at = chunk * padded + first
@@ -86,7 +85,24 @@ def quantise_tile(x, unit, codes, starts, pairs, steps, tile):
                 quantise_block(flat, source, SUB, width, codes, code_at, starts, start_at, pairs, 0, steps, start_at)
 
 
+@kernel
+def quantise_tile(x, unit, codes, starts, pairs, steps, tile):
+    """Fill one tile in every chunk."""
+    first = tile * WIDTH
+    quantise_rows(x[first : first + WIDTH], len(x), first, unit, codes, starts, pairs, steps)
+
+
 share_quantising = shared(quantise_tile)
+
+
+@kernel
+def room_for_codes(padded, D, unit):
+    """Return codes, starts, pairs and steps of `Quantised`, of any content, for tiles of so many tokens."""
+    codes = np.empty(padded * D, CODE)
+    starts = np.empty(padded * (D // SUB) * SUMS, np.int32)
+    pairs = np.empty(padded * (D // WIDE) * PAIRS if unit == WIDE else 0, np.int32)
+    steps = np.empty(padded * (D // unit) * (1 if unit == WIDE else SUMS), np.float32)
+    return codes, starts, pairs, steps
 
 
 @kernel
@@ -94,10 +110,7 @@ def quantised(table, x, unit):
     """Return codes, starts, pairs and steps of `Quantised` for x, [T, D] float32. table: of the team."""
     T, D = x.shape
     padded = padded_count(T)
-    codes = np.empty(padded * D, CODE)
-    starts = np.empty(padded * (D // SUB) * SUMS, np.int32)
-    pairs = np.empty(padded * (D // WIDE) * PAIRS if unit == WIDE else 0, np.int32)
-    steps = np.empty(padded * (D // unit) * (1 if unit == WIDE else SUMS), np.float32)
+    codes, starts, pairs, steps = room_for_codes(padded, D, unit)
     if padded > T:  # what fills the last tile
         codes[:] = 0
         starts[:] = 0
@@ -113,20 +126,32 @@ def quantised(table, x, unit):
 
 
 @kernel
-def copy_tile(x, chunk, subs, padded, out, tile):
-    """Fill one tile of every chunk."""
-    T, D = x.shape
-    first = tile * WIDTH
-    width = width_of(T - first)
+def padded_columns(D):
+    """Return the columns that whole blocks have room for."""
+    return (D + SUB - 1) // SUB * SUB
+
+
+@kernel
+def copy_rows(x, count, first, chunk, padded, out):
+    """Do what `quantise_rows` does, for floats in chunks of `chunk` columns."""
+    D, width = x.shape[1], width_of(count - first)
+    every = padded_columns(D)
     for start in range(0, D, chunk):
-        here = min(chunk, subs * SUB - start)
+        here = min(chunk, every - start)
         at, columns = start * padded + first * here, min(here, D - start)
-        whole = columns // LANES * LANES if first + WIDTH <= T else 0
+        whole = columns // LANES * LANES if len(x) == WIDTH else 0
         for column in range(0, whole, LANES):
-            side_by_side(WIDTH, x, first * D + start + column, D, out, at + column * WIDTH)
+            side_by_side(WIDTH, x, start + column, D, out, at + column * WIDTH)
         for column in range(whole, columns):
-            for j in range(min(width, T - first)):
-                out[at + column * width + j] = x[first + j, start + column]
+            for j in range(min(width, len(x))):
+                out[at + column * width + j] = x[j, start + column]
+
+
+@kernel
+def copy_tile(x, chunk, padded, out, tile):
+    """Fill one tile of every chunk."""
+    first = tile * WIDTH
+    copy_rows(x[first : first + WIDTH], len(x), first, chunk, padded, out)
 
 
 share_copying = shared(copy_tile)
@@ -139,14 +164,14 @@ def floats_in_tiles(table, x, chunk):
     The result has whole blocks of 32 columns, and is flat. table: of the team.
     """
     T, D = x.shape
-    subs, padded = (D + SUB - 1) // SUB, padded_count(T)
-    out = np.empty(padded * subs * SUB, np.float32)
-    if padded > T or subs * SUB > D:
+    every, padded = padded_columns(D), padded_count(T)
+    out = np.empty(padded * every, np.float32)
+    if padded > T or every > D:
         out[:] = 0
     tiles = (T + WIDTH - 1) // WIDTH
     if x.size < LITTLE:
         for tile in range(tiles):
-            copy_tile(x, chunk, subs, padded, out, tile)
+            copy_tile(x, chunk, padded, out, tile)
     else:
-        share_copying(table, tiles, (x, chunk, subs, padded, out))
+        share_copying(table, tiles, (x, chunk, padded, out))
     return out

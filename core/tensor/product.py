@@ -243,25 +243,6 @@ def multiply_gated(x: Floats, gate: Job, up: Job, form: int) -> Floats:
     return out
 
 
-def multiply_grouped(x: Floats, bounds: Integers, jobs: Sequence[Job]) -> Floats:
-    """Return the product of each job with its own tokens, rows bounds[i]:bounds[i + 1] of x, [T, rows] float32.
-
-    x: [T, D] float32, contiguous, sorted by job. bounds: [jobs + 1] int64. The jobs are of one format and one shape.
-    """
-    out = np.empty((len(x), jobs[0].outputs), np.float32)
-    run_grouped(TEAM.ready(), x, np.concatenate([job.row for job in jobs]), bounds, PLAIN, out.reshape(-1))
-    return out
-
-
-def multiply_gated_grouped(x: Floats, bounds: Integers, gates: Sequence[Job], ups: Sequence[Job], form: int) -> Floats:
-    """Return activation(x · gateᵀ) * (x · upᵀ) for each pair of jobs with its own tokens, as `multiply_grouped`."""
-    table = np.concatenate([job.row for job in gates])
-    table[:, GATED] = [job.row[0, RECORDS] for job in ups]
-    out = np.empty((len(x), gates[0].outputs), np.float32)
-    run_grouped(TEAM.ready(), x, table, bounds, form, out.reshape(-1))
-    return out
-
-
 @kernel
 def needed(x, jobs, unit):
     """Return x, or none of it if no job has that unit."""
@@ -307,32 +288,42 @@ def put_rows(total, count, stride, out, at, rows):
 
 
 @kernel
+def multiply_pairs(job, x, first, last, D, form, unpacked, totals, out):
+    """Compute pairs of groups first..last - 1 of one job. x: its row of `inputs`; totals: room for sums, [2, ..]."""
+    rows, T = job[OUTPUTS], x[COUNT]
+    step = max(1, RESIDENT // (max(D, SUB) * WIDTH * (4 if job[UNIT] == 1 else CODE_BYTES))) * WIDTH
+    for low in range(0, T, step):
+        high = min(T, low + step)
+        for pair in range(first, last):
+            for part in range(1 if job[GATED] == 0 else 2):
+                totals[part, : (high - low + WIDTH) * ROWS] = 0
+                call_entry(
+                    job[ENTRY], job[RECORDS] if part == 0 else job[GATED], job[UNITS], pair, low, high, T,
+                    x[CODES], x[STARTS], x[SUMMED], x[STEPS], unpacked.ctypes.data, totals[part].ctypes.data,
+                )  # fmt: skip
+            if form != PLAIN:
+                activate_piece(form, totals[0], totals[1], 0, (high - low) * ROWS)
+            at = x[TO] + low * rows + pair * ROWS
+            put_rows(totals[0], high - low, rows, out, at, rows - pair * ROWS)
+
+
+@kernel
+def room_to_multiply(count):
+    """Return where a thread unpacks weights, and keeps the sums of so many tokens."""
+    totals = np.empty((2, (min(count, RESIDENT // SUB) + WIDTH) * ROWS), np.float32)
+    return aligned(np.empty(SCRATCH + BYTES, np.uint8)), totals
+
+
+@kernel
 def multiply_share(jobs, inputs, D, form, every, shares, out, share):
     """Compute one share of the pairs of groups of all jobs, of which there are `every`. inputs: as `see` fills them."""
-    unpacked = aligned(np.empty(SCRATCH + BYTES, np.uint8))
-    most = min(inputs[:, COUNT].max(), RESIDENT // SUB)
-    totals = np.empty((2, (most + WIDTH) * ROWS), np.float32)
+    unpacked, totals = room_to_multiply(inputs[:, COUNT].max())
     start, stop, before = share * every // shares, (share + 1) * every // shares, 0
     for index in range(len(jobs)):
-        job, x, rows, T = jobs[index], inputs[index], jobs[index, OUTPUTS], inputs[index, COUNT]
-        first, last = max(0, start - before), min(job[PAIRED], stop - before)
-        before += job[PAIRED]
-        if first >= last:
-            continue
-        step = max(1, RESIDENT // (max(D, SUB) * WIDTH * (4 if job[UNIT] == 1 else CODE_BYTES))) * WIDTH
-        for low in range(0, T, step):
-            high = min(T, low + step)
-            for pair in range(first, last):
-                for part in range(1 if job[GATED] == 0 else 2):
-                    totals[part, : (high - low + WIDTH) * ROWS] = 0
-                    call_entry(
-                        job[ENTRY], job[RECORDS] if part == 0 else job[GATED], job[UNITS], pair, low, high, T,
-                        x[CODES], x[STARTS], x[SUMMED], x[STEPS], unpacked.ctypes.data, totals[part].ctypes.data,
-                    )  # fmt: skip
-                if form != PLAIN:
-                    activate_piece(form, totals[0], totals[1], 0, (high - low) * ROWS)
-                at = x[TO] + low * rows + pair * ROWS
-                put_rows(totals[0], high - low, rows, out, at, rows - pair * ROWS)
+        first, last = max(0, start - before), min(jobs[index, PAIRED], stop - before)
+        before += jobs[index, PAIRED]
+        if first < last:
+            multiply_pairs(jobs[index], inputs[index], first, last, D, form, unpacked, totals, out)
 
 
 share_products = shared(multiply_share)
@@ -374,24 +365,3 @@ def run(table, x, jobs, form, out):
         to += T * jobs[index, OUTPUTS]
     multiply_jobs(table, jobs, inputs, D, form, out)
     return len(halves) + len(wholes) + len(floats)  # what is still in use has not been freed
-
-
-@kernel
-def run_grouped(table, x, jobs, bounds, form, out):
-    """Compute each job's product with its own tokens, rows bounds[i]:bounds[i + 1] of x, into the same rows of out.
-
-    Jobs are of one format and one shape: experts. out: [T, rows] float32, flat.
-    """
-    D, unit, rows = x.shape[1], jobs[0, UNIT], jobs[0, OUTPUTS]
-    inputs = np.zeros((len(jobs), STEPS + 1), np.int64)
-    eights = [quantised(table, x[:0], SUB) for _ in range(len(jobs))]  # all stay until the products are done
-    floats = [x[:0].reshape(-1) for _ in range(len(jobs))]
-    for index in range(len(jobs)):
-        own = x[bounds[index] : bounds[index + 1]]
-        if unit == 1:
-            floats[index] = floats_in_tiles(table, own, WIDE_CHUNK * SUB)
-        else:
-            eights[index] = quantised(table, own, unit)
-        see(inputs, index, len(own), bounds[index] * rows, eights[index], floats[index])
-    multiply_jobs(table, jobs, inputs, D, form, out)
-    return len(eights) + len(floats)  # what is still in use has not been freed
