@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -21,9 +21,10 @@ from .decode import KINDS, decode_tensor
 from .experts import find_largest, mix
 from .kernels import few_rows_product, gather_rows, widen_rows
 from .layouts import LAYOUTS, WIDE_FORMATS
-from .packing import pack
+from .mapped import MappedBytes
+from .packing import get_ready_to_pack, pack
 from .pointwise import FORMS, activate_in_place
-from .product import GATED, RECORDS, Integers, Job, job_of, multiply_all, multiply_gated
+from .product import GATED, RECORDS, Integers, Job, fits, job_of, job_of_rows, multiply_all, multiply_gated
 from .rope import RopeTable
 from .source import TensorInfo, WeightSource
 from .tape import contiguous, do, room
@@ -60,7 +61,7 @@ class PackedMatrix:
     """A weight [out, in] packed for products, and its rows in the file, if they lie so there, for `embed`."""
 
     rows: CpuMatrix
-    data: npt.NDArray[np.void]  # records [pairs, units, 2]
+    data: npt.NDArray[np.void] | None  # records [pairs, units, 2]; None: rows are packed while they are multiplied
     job: Job  # what products have to know of it
 
     @property
@@ -70,15 +71,16 @@ class PackedMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes the product has to read."""
-        return int(self.data.nbytes)
+        """Bytes of memory besides the file's."""
+        return 0 if self.data is None else int(self.data.nbytes)
 
 
 def are_alike(gate: object, up: object) -> bool:
     """Whether both are packed in the same way and of one shape: then one pass computes a gate and its other half."""
     if not (isinstance(gate, PackedMatrix) and isinstance(up, PackedMatrix)):
         return False
-    return (gate.shape, gate.data.dtype) == (up.shape, up.data.dtype)
+    kinds = [(matrix.shape, matrix.rows.format, matrix.data is None) for matrix in (gate, up)]
+    return kinds[0] == kinds[1]
 
 
 AnyMatrix = CpuMatrix | PackedMatrix
@@ -111,12 +113,21 @@ class Experts:
 class CpuLoader:
     """Puts tensors where the CPU's operations want them."""
 
-    def __init__(self, *, precise: bool = False) -> None:
-        """precise: compute with float32 activations and exact weights, for comparisons with references."""
-        self._precise, self._arena = precise, Arena()
+    def __init__(self, *, precise: bool = False, mapped: MappedBytes | None = None) -> None:
+        """Load weights one after the other.
+
+        precise: compute with float32 activations and exact weights, for comparisons with references. mapped: leave
+        weights in the file, as far as that can be, and count them there.
+        """
+        self._precise, self._mapped, self._arena = precise, mapped, Arena()
+
+    def get_ready(self, forms: Iterable[BlockFormat]) -> None:
+        """Load the kernels that pack weights of these formats, if any will be."""
+        if not self._precise:
+            get_ready_to_pack(forms)
 
     def matrix(self, source: WeightSource, info: TensorInfo, *, transposed: bool = False) -> AnyMatrix | Experts:
-        """Return a [out, in] weight: packed if its format has a layout, else as it lies in the file.
+        """Return a [out, in] weight: packed, now or when it is used, if its format has a layout, else as it lies.
 
         With a dimension more, [experts, out, in], it is one for each expert. transposed: the file holds [in, out].
         """
@@ -131,6 +142,9 @@ class CpuLoader:
 
     def _packed(self, matrix: CpuMatrix, *, turned: bool) -> PackedMatrix:
         """Return a packed matrix. turned: its rows are in no file."""
+        if self._mapped is not None and not turned and fits(matrix.data, matrix.shape[1]):
+            self._mapped.add(matrix.data)
+            return PackedMatrix(matrix, None, job_of_rows(matrix.data, matrix.format.name, matrix.shape[1]))
         packed = packed_matrix(matrix, self._arena)
         # Memory for them twice would be too much, and `embed` never reads what is transposed.
         return replace(packed, rows=replace(matrix, data=np.empty((0, 0), np.uint8))) if turned else packed

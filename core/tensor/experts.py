@@ -16,7 +16,7 @@ from .jit import kernel
 from .layouts import SUB
 from .operands import WIDTH, copy_rows, padded_columns, padded_count, quantise_rows, room_for_codes, width_of
 from .pointwise import share_activations
-from .product import OUTPUTS, PAIRED, PLAIN, STEPS, UNIT, multiply_pairs, room_to_multiply, see
+from .product import OUTPUTS, PAIRED, PLAIN, ROOM, STEPS, UNIT, multiply_pairs, room_to_multiply, see
 from .team import TEAM, shared, threads_of
 from .wide import WIDE_CHUNK
 
@@ -175,9 +175,9 @@ share_ordering = shared(put_in_order)
 def multiply_piece(jobs, groups, pieces, inputs, D, form, out, item):
     """Do one piece of work."""
     index = pieces[item, 0]
-    unpacked, totals = room_to_multiply(groups[index, ASKING])
     job = jobs[groups[index, EXPERT]]
-    multiply_pairs(job, inputs[index], pieces[item, 1], pieces[item, 2], D, form, unpacked, totals, out)
+    unpacked, packed, totals = room_to_multiply(groups[index, ASKING], job[ROOM])
+    multiply_pairs(job, inputs[index], pieces[item, 1], pieces[item, 2], D, form, unpacked, packed, totals, out)
 
 
 share_pieces = shared(multiply_piece)

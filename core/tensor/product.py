@@ -21,9 +21,10 @@ from numba.extending import intrinsic
 
 from .abreast import abreast
 from .jit import kernel, specialised
-from .layouts import GROUP, LAYOUTS, PAIR, SUB, WIDE_FORMATS, name_of_records
+from .layouts import GROUP, LAYOUTS, PAIR, SUB, WIDE_FORMATS, name_of_records, record_of
 from .micro import CHUNK, CODE_BYTES, EACH, LINE, PAIRS, SUMS, UNPACKED, VECTOR, multiply, multiply_records, unpack
 from .operands import WIDE, WIDTH, floats_in_tiles, padded_count, quantised, width_of
+from .packing import packer
 from .pointwise import activate_piece
 from .simd import BYTES, FLOATS, Emitter
 from .tape import do, room
@@ -43,8 +44,9 @@ CODES_OF = SUB * CODE_BYTES  # bytes of a token's codes in a sub-block
 PLAIN = -1  # form of a product without activation
 
 # What the driver knows of one product, a row of its table: addresses of the compiled product, of the records, and of a
-# gate's other half or 0; columns of a step size, 1 for floats; records of a group; pairs of groups; rows.
-ENTRY, RECORDS, GATED, UNIT, UNITS, PAIRED, OUTPUTS = range(7)
+# gate's other half or 0; columns of a step size, 1 for floats; records of a group; pairs of groups; rows. Of weights
+# that are packed while they are multiplied also the address of what packs a pair, and its bytes then; else 0.
+ENTRY, RECORDS, GATED, UNIT, UNITS, PAIRED, OUTPUTS, PACKER, ROOM = range(9)
 
 
 # What it knows of one product's activations: tokens, where in the result it begins, and the addresses of what
@@ -199,6 +201,18 @@ def call_entry(
     return types.void(*[types.intp] * 13), emit
 
 
+@intrinsic
+def call_packer(typing: Any, packs: Any, raw: Any, units: Any, pair: Any, out: Any) -> Any:
+    """Call what packs a pair of groups of a format by its address."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args[1:]])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 5), emit
+
+
 # --- many products at once --------------------------------------------------------------------------------------------
 
 
@@ -206,18 +220,33 @@ def call_entry(
 class Job:
     """What the driver has to know of a weight."""
 
-    row: npt.NDArray[np.int64]  # [1, OUTPUTS + 1], of its table
+    row: Integers  # [1, ROOM + 1], of its table
     outputs: int
-    data: npt.NDArray[np.void]  # whose address is in the row
+    data: npt.NDArray[Any]  # whose address is in the row
 
 
 def job_of(data: npt.NDArray[np.void], rows: int) -> Job:
     """Return the job of packed weights [pairs, units, PAIR], which stay as long as it does."""
-    name = name_of_records(data)
+    return _job(name_of_records(data), data, (data.shape[1], data.shape[0]), rows)
+
+
+def job_of_rows(raw: npt.NDArray[np.uint8], name: str, columns: int) -> Job:
+    """Return the job of weights [rows, bytes per row] that are packed while they are multiplied. See `fits`."""
+    unit = SUB if name in WIDE_FORMATS else LAYOUTS[name].unit
+    units = columns // unit
+    room = units * PAIR * record_of(name).itemsize
+    return _job(name, raw, (units, len(raw) // ROWS), len(raw), packer(name).address, room)
+
+
+def fits(raw: npt.NDArray[np.uint8], columns: int) -> bool:
+    """Return whether such weights can be packed while they are multiplied: whole pairs of groups, and whole records."""
+    return len(raw) % ROWS == 0 and columns % SUB == 0 and raw.flags.c_contiguous
+
+
+def _job(name: str, data: npt.NDArray[Any], sizes: tuple[int, int], rows: int, packs: int = 0, room: int = 0) -> Job:
     unit = 1 if name in WIDE_FORMATS else LAYOUTS[name].unit
     address = data.__array_interface__["data"][0]
-    fields = [compiled(name).address, address, 0, unit, data.shape[1], data.shape[0], rows]
-    return Job(np.array([fields], np.int64), rows, data)
+    return Job(np.array([[compiled(name).address, address, 0, unit, *sizes, rows, packs, room]], np.int64), rows, data)
 
 
 def multiply_all(x: Floats, jobs: Sequence[Job]) -> list[Floats]:
@@ -288,8 +317,8 @@ def put_rows(total, count, stride, out, at, rows):
 
 
 @kernel
-def multiply_pairs(job, x, first, last, D, form, unpacked, totals, out):
-    """Compute pairs of groups first..last - 1 of one job. x: its row of `inputs`; totals: room for sums, [2, ..]."""
+def multiply_pairs(job, x, first, last, D, form, unpacked, packed, totals, out):
+    """Compute pairs of groups first..last - 1 of one job. x: its row of `inputs`; the rest: as `room_to_multiply`."""
     rows, T = job[OUTPUTS], x[COUNT]
     step = max(1, RESIDENT // (max(D, SUB) * WIDTH * (4 if job[UNIT] == 1 else CODE_BYTES))) * WIDTH
     for low in range(0, T, step):
@@ -297,33 +326,37 @@ def multiply_pairs(job, x, first, last, D, form, unpacked, totals, out):
         for pair in range(first, last):
             for part in range(1 if job[GATED] == 0 else 2):
                 totals[part, : (high - low + WIDTH) * ROWS] = 0
+                records, at = job[RECORDS] if part == 0 else job[GATED], pair
+                if job[PACKER] != 0:
+                    call_packer(job[PACKER], records, job[UNITS], pair, packed.ctypes.data)
+                    records, at = packed.ctypes.data, 0
                 call_entry(
-                    job[ENTRY], job[RECORDS] if part == 0 else job[GATED], job[UNITS], pair, low, high, T,
-                    x[CODES], x[STARTS], x[SUMMED], x[STEPS], unpacked.ctypes.data, totals[part].ctypes.data,
+                    job[ENTRY], records, job[UNITS], at, low, high, T, x[CODES], x[STARTS], x[SUMMED], x[STEPS],
+                    unpacked.ctypes.data, totals[part].ctypes.data,
                 )  # fmt: skip
             if form != PLAIN:
                 activate_piece(form, totals[0], totals[1], 0, (high - low) * ROWS)
-            at = x[TO] + low * rows + pair * ROWS
-            put_rows(totals[0], high - low, rows, out, at, rows - pair * ROWS)
+            to = x[TO] + low * rows + pair * ROWS
+            put_rows(totals[0], high - low, rows, out, to, rows - pair * ROWS)
 
 
 @kernel
-def room_to_multiply(count):
-    """Return where a thread unpacks weights, and keeps the sums of so many tokens."""
+def room_to_multiply(count, packed):
+    """Return where a thread unpacks weights, where it packs so many bytes, and the sums of so many tokens, [2, ..]."""
     totals = np.empty((2, (min(count, RESIDENT // SUB) + WIDTH) * ROWS), np.float32)
-    return aligned(np.empty(SCRATCH + BYTES, np.uint8)), totals
+    return aligned(np.empty(SCRATCH + BYTES, np.uint8)), aligned(np.empty(packed + BYTES, np.uint8)), totals
 
 
 @kernel
 def multiply_share(jobs, inputs, D, form, every, shares, out, share):
     """Compute one share of the pairs of groups of all jobs, of which there are `every`. inputs: as `see` fills them."""
-    unpacked, totals = room_to_multiply(inputs[:, COUNT].max())
+    unpacked, packed, totals = room_to_multiply(inputs[:, COUNT].max(), jobs[:, ROOM].max())
     start, stop, before = share * every // shares, (share + 1) * every // shares, 0
     for index in range(len(jobs)):
         first, last = max(0, start - before), min(jobs[index, PAIRED], stop - before)
         before += jobs[index, PAIRED]
         if first < last:
-            multiply_pairs(jobs[index], inputs[index], first, last, D, form, unpacked, totals, out)
+            multiply_pairs(jobs[index], inputs[index], first, last, D, form, unpacked, packed, totals, out)
 
 
 share_products = shared(multiply_share)
