@@ -54,13 +54,17 @@ class Engine(Protocol):
 
 
 class Puna:
-    """Puna's engine in this process, as the server runs it: step loop, sampler and detokenizer, without HTTP."""
+    """Puna's engine in this process, as the server runs it: step loop, sampler and detokenizer, without HTTP.
+
+    Weights are where `PUNA_WEIGHTS` says.
+    """
 
     def __init__(self, path: Path, setting: Setting) -> None:
         from puna.core.kernel import find_plugins
         from puna.core.scheduler.engine import EngineOptions
         from puna.core.scheduler.inline import InlineRunner, TextParts
         from puna.core.scheduler.plan import Limits
+        from puna.core.settings import read_setting
         from puna.text.grammars import Grammars
         from puna.text.tokenizers import open_tokenizer
 
@@ -73,6 +77,7 @@ class Puna:
             "f16",
             setting.sequences * setting.context,
             speculate=setting.speculate,
+            mapped=read_setting("weights") == "mmap",
         )
         self._loop = asyncio.Runner()
         self._runner = InlineRunner(path, endless, text, options)

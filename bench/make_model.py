@@ -55,10 +55,15 @@ def _describe_model(writer: GGUFWriter, shape: Shape, recipe: Recipe) -> None:
     writer.add_feed_forward_length(shape.ffn)
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5 if shape.architecture == "llama" else 1e-6)
+    writer.add_layer_norm_rms_eps(1e-6 if shape.architecture == "qwen2" else 1e-5)
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_rope_dimension_count(shape.head_size)
     writer.add_vocab_size(shape.vocabulary)
+    if shape.experts:
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(shape.used)
+        writer.add_expert_feed_forward_length(shape.ffn)
+        writer.add_interleave_moe_layer_step(1)
 
 
 def _describe_text(writer: GGUFWriter, shape: Shape) -> None:

@@ -6,6 +6,7 @@ have the standard deviation a trained layer has and activations neither vanish n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cache
 
@@ -42,9 +43,9 @@ def chunks(tensor: Tensor, shape: Shape, rng: np.random.Generator) -> Iterator[B
     if tensor.name == "rope_freqs.weight":
         yield rope_divisors(shape).view(np.uint8)
     elif tensor.type == Type.F32:
-        yield _vector(tensor, rng).view(np.uint8)
+        yield _floats(tensor, rng).view(np.uint8)
     else:
-        rows, columns = tensor.shape
+        rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
         step = max(1, CHUNK_BYTES // tensor.row_bytes)
         for start in range(0, rows, step):
             count = min(step, rows - start) * columns
@@ -71,7 +72,9 @@ def rope_divisors(shape: Shape) -> npt.NDArray[np.float32]:
     return (1 / ((1 - smooth) / shape.rope_factor + smooth)).astype(np.float32)
 
 
-def _vector(tensor: Tensor, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+def _floats(tensor: Tensor, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    if len(tensor.shape) > 1:  # a router
+        return (tensor.shape[-1] ** -0.5 * rng.standard_normal(tensor.shape)).astype(np.float32)
     centre = 0.0 if tensor.name.endswith(".bias") else 1.0  # else a norm's weight
     return (centre + 0.05 * rng.standard_normal(tensor.shape)).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""The sizes of well-known dense decoders, and which tensors, of which type, a file of each quantisation holds."""
+"""The sizes of well-known decoders, and which tensors, of which type, a file of each quantisation holds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Type = GGMLQuantizationType
 class Shape:
     """What tells one model of a family from another."""
 
-    architecture: Literal["llama", "qwen2"]
+    architecture: Literal["llama", "qwen2", "llama4"]
     hidden: int
     layers: int
     heads: int
@@ -26,6 +26,8 @@ class Shape:
     context: int = 131072
     rope_base: float = 500000.0
     rope_factor: float | None = None  # Llama 3's stretch of the slow frequencies
+    experts: int = 0  # of each layer, beside one that all tokens share; all are ffn wide
+    used: int = 0  # experts that a token asks
 
     @property
     def head_size(self) -> int:
@@ -38,6 +40,9 @@ SHAPES = {
     "tiny": Shape("llama", 256, 8, 4, 2, 512, 768, tied=True, context=2048),
     "thin": Shape("llama", 256, 16, 4, 1, 256, 768, tied=True, context=2048),  # layers of next to no work
     "medium": Shape("llama", 1024, 16, 16, 4, 4096, 16384, tied=True, context=2048),
+    "tiny-moe": Shape("llama4", 256, 4, 4, 2, 256, 768, tied=True, context=2048, experts=8, used=2),
+    # No model of this name is published: experts as small as those of Qwen3 30B A3B, in a file that fits anywhere.
+    "moe-2b": Shape("llama4", 2048, 8, 16, 4, 1024, LLAMA_VOCABULARY, tied=True, experts=32, used=4),
     "llama-3.2-1b": Shape("llama", 2048, 16, 32, 8, 8192, LLAMA_VOCABULARY, tied=True, rope_factor=32),
     "llama-3.2-3b": Shape("llama", 3072, 28, 24, 8, 8192, LLAMA_VOCABULARY, tied=True, rope_factor=32),
     "llama-3.1-8b": Shape("llama", 4096, 32, 32, 8, 14336, LLAMA_VOCABULARY, tied=False, rope_factor=8),
@@ -65,6 +70,7 @@ RECIPES = {
     "Q5_K_M": Recipe(Type.Q5_K, LlamaFileType.MOSTLY_Q5_K_M, Type.Q6_K, more=Type.Q6_K),
     "Q6_K": Recipe(Type.Q6_K, LlamaFileType.MOSTLY_Q6_K, Type.Q6_K),
 }
+SHARED = "_shexp"  # what the names of the expert have that all tokens share
 FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}  # rows that are no multiple of 256
 
 
@@ -121,12 +127,24 @@ def _block(shape: Shape, recipe: Recipe, layer: int) -> list[Tensor]:
         *(Tensor(f"{name}{part}.bias", Type.F32, (size,)) for part, size in biases.items()),
         _matrix(name + "attn_output.weight", recipe.base, D, D),
         Tensor(name + "ffn_norm.weight", Type.F32, (D,)),
-        _matrix(name + "ffn_gate.weight", recipe.base, F, D),
-        _matrix(name + "ffn_up.weight", recipe.base, F, D),
-        _matrix(name + "ffn_down.weight", raised, D, F),
+        *(_experts(shape, recipe.base, raised, name) if shape.experts else ()),
+        *_mlp(name + "ffn_{}" + (SHARED if shape.experts else "") + ".weight", recipe.base, raised, (F, D)),
     ]
 
 
-def _matrix(name: str, wanted: Type, rows: int, columns: int) -> Tensor:
+def _experts(shape: Shape, base: Type, raised: Type, name: str) -> list[Tensor]:
+    """Return the router and the experts of a layer."""
+    router = Tensor(name + "ffn_gate_inp.weight", Type.F32, (shape.experts, shape.hidden))
+    return [router, *_mlp(name + "ffn_{}_exps.weight", base, raised, (shape.experts, shape.ffn, shape.hidden))]
+
+
+def _mlp(name: str, base: Type, raised: Type, shape: tuple[int, ...]) -> list[Tensor]:
+    """Return gate, up and down. shape: of gate."""
+    *experts, F, D = shape
+    sizes = {"gate": (base, F, D), "up": (base, F, D), "down": (raised, D, F)}
+    return [_matrix(name.format(part), wanted, *experts, *size) for part, (wanted, *size) in sizes.items()]
+
+
+def _matrix(name: str, wanted: Type, *shape: int) -> Tensor:
     elements, _ = GGML_QUANT_SIZES[wanted]
-    return Tensor(name, wanted if columns % elements == 0 else FALLBACK[wanted], (rows, columns))
+    return Tensor(name, wanted if shape[-1] % elements == 0 else FALLBACK[wanted], shape)

@@ -41,9 +41,9 @@ class Vocabulary:
     eom: int | None = None
 
 
-def make_vocabulary(architecture: Literal["llama", "qwen2"], size: int) -> Vocabulary:
+def make_vocabulary(architecture: Literal["llama", "qwen2", "llama4"], size: int) -> Vocabulary:
     """Return a vocabulary of exactly size tokens, control tokens at its end as the real ones have them."""
-    if architecture == "llama":
+    if architecture != "qwen2":
         first = size - 256
         control = [LLAMA_CONTROL.get(n, f"<|reserved_special_token_{n}|>") for n in range(256)]
         tokens, types, merges = _tokens(first, control, padding=0)

@@ -155,6 +155,7 @@ class Kernel:
             settings.precise,
             settings.speculate,
             settings.image_cache,
+            settings.weights == "mmap",
         )
 
     @property

@@ -225,6 +225,11 @@ class Settings:
     speculate: bool = _setting(
         _flag, True, "guess tokens ahead where that makes replies faster; they stay the same", allowed="1 or 0"
     )
+    weights: str = _setting(
+        _choice("packed", "mmap"), "packed",
+        "packed: in memory, as products read them; mmap: in the model's file, which may be larger than memory; slower",
+        allowed="packed or mmap",
+    )  # fmt: skip
     precise: bool = _setting(
         _flag, False, "compute as the reference does: float32 activations and caches, for comparisons",
         allowed="1 or 0",

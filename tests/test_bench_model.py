@@ -2,6 +2,7 @@
 
 import importlib
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,21 @@ def test_q4_k_m_raises_the_layers_that_the_recipe_names(bench):
     types = types_of(bench, "llama-3.1-8b", "Q4_K_M")
     assert types["blk.6.attn_v.weight"] == types["blk.6.ffn_down.weight"] == types["output.weight"] == Type.Q6_K
     assert types["blk.5.attn_v.weight"] == types["blk.6.ffn_up.weight"] == types["token_embd.weight"] == Type.Q4_K
+
+
+def test_a_mixture_of_experts_computes_with_as_many_as_a_token_asks(bench, tmp_path):
+    path, work = tmp_path / "moe.gguf", bench("work")
+    bench("make_model").make_model(path, "tiny-moe", "Q4_K_M")
+    with closing(open_weights(path)) as source:
+        matrices = {name: info for name, info in source.tensors.items() if len(info.shape) > 1}
+    gates = [info for name, info in matrices.items() if name.endswith("ffn_gate_exps.weight")]
+    assert [(info.format.name, info.shape) for info in gates] == [("Q4_K", (8, 256, 256))] * 4
+    experts = [info for info in matrices.values() if len(info.shape) == 3]
+    every = sum(info.nbytes for info in matrices.values())
+    found = work.read_work(path)
+    assert found.read_bytes == every - sum(info.nbytes for info in experts) * 6 // 8  # two of eight are read
+    layer = 256 * 256 + 256 * 128 * 2 + 256 * 256 + 8 * 256 + (1 + 2) * 3 * 256 * 256  # one expert is shared
+    assert found.operations == 2 * 4 * layer
 
 
 def test_a_tied_model_has_its_embedding_table_in_the_output_type(bench):

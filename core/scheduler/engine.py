@@ -65,6 +65,7 @@ class EngineOptions:
     precise: bool = False
     speculate: bool = True  # whether to guess tokens ahead where that pays
     image_cache: int = 1 << 29  # bytes of pictures and of what encoders made of them
+    mapped: bool = False  # whether weights stay in their file
 
 
 class Engine:

@@ -16,7 +16,7 @@ from ..model import LoadedModel, find_architecture, load_model
 from ..plugin import Architecture, Encoder
 from ..protocols import Grammar, Grammars, StopRule, Tokenizer
 from ..tensor.cpu import CpuLoader
-from ..tensor.packing import get_ready_to_pack
+from ..tensor.mapped import MappedBytes
 from ..tensor.source import WeightSource
 from ..tensor.team import TEAM
 from ..tensor.weights import open_weights
@@ -59,8 +59,11 @@ class InlineRunner:
     ) -> None:
         """Load a model, and the small one that guesses ahead for it, if any. Blocks: call it off the event loop."""
 
+        self._mapped = MappedBytes()
+        loader = CpuLoader(precise=options.precise, mapped=self._mapped if options.mapped else None)
+
         def load(files: Files) -> tuple[LoadedModel, Tokenizer]:
-            return _load(files, architectures, text.open_tokenizer, precise=options.precise)
+            return _load(files, architectures, text.open_tokenizer, loader)
 
         use_one_heap()
         TEAM.resize(options.threads)  # which pack the weights, too
@@ -95,8 +98,12 @@ class InlineRunner:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of weights, of key/value cache, and of images and what became of them, in use now."""
-        return self._facts.weight_bytes + self._engine.stats.resident_bytes + self._engine.images.alive_bytes
+        """Bytes of weights, of key/value cache, and of images and what became of them, in use now.
+
+        Of weights that stay in their file, as much as the system has in memory for this process.
+        """
+        weight_bytes = self._facts.weight_bytes + self._mapped.resident
+        return weight_bytes + self._engine.stats.resident_bytes + self._engine.images.alive_bytes
 
     @property
     def stats(self) -> EngineStats:
@@ -189,17 +196,15 @@ def _load(
     files: Files,
     architectures: Ids[Architecture],
     open_tokenizer: Callable[[WeightSource], Tokenizer],
-    *,
-    precise: bool,
+    loader: CpuLoader,
 ) -> tuple[LoadedModel, Tokenizer]:
     """Return a model and its tokenizer, which is opened meanwhile: weights are packed without Python's lock."""
     with closing(open_weights(files)) as source, ThreadPoolExecutor(1, "puna-tokenizer") as beside:
         architecture = find_architecture(architectures, source)
-        if not precise:
-            # Kernels are loaded with the lock held, so before the tokenizer wants it too.
-            get_ready_to_pack({info.format for info in source.tensors.values() if len(info.shape) > 1})
+        # Kernels are loaded with the lock held, so before the tokenizer wants it too.
+        loader.get_ready({info.format for info in source.tensors.values() if len(info.shape) > 1})
         tokenizer = beside.submit(open_tokenizer, source)
-        return load_model(architecture, source, CpuLoader(precise=precise)), tokenizer.result()
+        return load_model(architecture, source, loader), tokenizer.result()
 
 
 def _stop_ids(tokenizer: Tokenizer, architecture: Architecture) -> frozenset[int]:

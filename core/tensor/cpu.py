@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -17,11 +18,13 @@ from .arena import Arena
 from .blocks import BlockFormat, by_name
 from .checks import ANY, INT32, expect, expect_kinds, expect_mlp
 from .decode import KINDS, decode_tensor
+from .experts import find_largest, mix
 from .kernels import few_rows_product, gather_rows, widen_rows
 from .layouts import FLOAT_FORMATS, FORMATS
-from .packing import pack
+from .mapped import MappedBytes
+from .packing import get_ready_to_pack, pack
 from .pointwise import FORMS, activate_in_place
-from .product import Job, job_of, multiply_all, multiply_gated, multiply_gated_grouped, multiply_grouped
+from .product import GATED, RECORDS, Integers, Job, fits, job_of, job_of_rows, multiply_all, multiply_gated
 from .rope import RopeTable
 from .source import TensorInfo, WeightSource
 from .tape import contiguous, do, room
@@ -58,7 +61,7 @@ class PackedMatrix:
     """A weight [out, in] packed for products, and its rows in the file, if they lie so there, for `embed`."""
 
     rows: CpuMatrix
-    data: npt.NDArray[np.void]  # records [pairs, units, 2]
+    data: npt.NDArray[np.void] | None  # records [pairs, units, 2]; None: rows are packed while they are multiplied
     job: Job  # what products have to know of it
 
     @property
@@ -68,15 +71,16 @@ class PackedMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes the product has to read."""
-        return int(self.data.nbytes)
+        """Bytes of memory besides the file's."""
+        return 0 if self.data is None else int(self.data.nbytes)
 
 
 def are_alike(gate: object, up: object) -> bool:
     """Whether both are packed in the same way and of one shape: then one pass computes a gate and its other half."""
     if not (isinstance(gate, PackedMatrix) and isinstance(up, PackedMatrix)):
         return False
-    return (gate.shape, gate.data.dtype) == (up.shape, up.data.dtype)
+    kinds = [(matrix.shape, matrix.rows.format, matrix.data is None) for matrix in (gate, up)]
+    return kinds[0] == kinds[1]
 
 
 AnyMatrix = CpuMatrix | PackedMatrix
@@ -85,9 +89,15 @@ MATRICES = CpuMatrix, PackedMatrix
 
 @dataclass(frozen=True, eq=False)
 class Experts:
-    """The same weight of every expert, [experts, out, in]."""
+    """The same weight of every expert, [experts, out, in]: of one format and one shape."""
 
     each: tuple[AnyMatrix, ...]
+
+    @cached_property
+    def jobs(self) -> Integers | None:
+        """What products have to know of each, a row for each; None if they are not packed."""
+        rows = [matrix.job.row for matrix in self.each if isinstance(matrix, PackedMatrix)]
+        return np.concatenate(rows) if len(rows) == len(self.each) else None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -103,12 +113,21 @@ class Experts:
 class CpuLoader:
     """Puts tensors where the CPU's operations want them."""
 
-    def __init__(self, *, precise: bool = False) -> None:
-        """precise: compute with float32 activations and exact weights, for comparisons with references."""
-        self._precise, self._arena = precise, Arena()
+    def __init__(self, *, precise: bool = False, mapped: MappedBytes | None = None) -> None:
+        """Load weights one after the other.
+
+        precise: compute with float32 activations and exact weights, for comparisons with references. mapped: leave
+        weights in the file, as far as that can be, and count them there.
+        """
+        self._precise, self._mapped, self._arena = precise, mapped, Arena()
+
+    def get_ready(self, forms: Iterable[BlockFormat]) -> None:
+        """Load the kernels that pack weights of these formats, if any will be."""
+        if not self._precise:
+            get_ready_to_pack(forms)
 
     def matrix(self, source: WeightSource, info: TensorInfo, *, transposed: bool = False) -> AnyMatrix | Experts:
-        """Return a [out, in] weight: packed if its format has a layout, else as it lies in the file.
+        """Return a [out, in] weight: packed, now or when it is used, if its format has a layout, else as it lies.
 
         With a dimension more, [experts, out, in], it is one for each expert. transposed: the file holds [in, out].
         """
@@ -123,6 +142,9 @@ class CpuLoader:
 
     def _packed(self, matrix: CpuMatrix, *, turned: bool) -> PackedMatrix:
         """Return a packed matrix. turned: its rows are in no file."""
+        if self._mapped is not None and not turned and fits(matrix.data, matrix.shape[1]):
+            self._mapped.add(matrix.data)
+            return PackedMatrix(matrix, None, job_of_rows(matrix.data, matrix.format.name, matrix.shape[1]))
         packed = packed_matrix(matrix, self._arena)
         # Memory for them twice would be too much, and `embed` never reads what is transposed.
         return replace(packed, rows=replace(matrix, data=np.empty((0, 0), np.uint8))) if turned else packed
@@ -319,13 +341,8 @@ def largest(x: Floats, count: int) -> tuple[npt.NDArray[np.int32], Floats]:
     if not 0 < count <= x.shape[1]:
         raise BadModel(f"largest: {count} of {x.shape[1]} numbers")
     places, values = room((len(x), count), INT32), room((len(x), count))
-    do(_largest, x, places, values)
+    do(find_largest, contiguous(x), places, values)
     return places, values
-
-
-def _largest(x: Floats, places: npt.NDArray[np.int32], values: Floats) -> None:
-    places[:] = np.argsort(-x, axis=1, kind="stable")[:, : places.shape[1]]
-    values[:] = np.take_along_axis(x, places, axis=1)
 
 
 @ops.moe.register(np.ndarray)
@@ -340,48 +357,51 @@ def moe(
     activation: ops.Activation = "silu",
     shares_of: Literal["answers", "inputs"] = "answers",
 ) -> Floats:
-    """Return each token's sum of its experts' answers, times their shares. Tokens are sorted by expert meanwhile."""
+    """Return each token's sum of its experts' answers, times their shares."""
     expect_mlp("moe", (Experts,), gate, up, down)
     expect("moe: x", x, (ANY, gate.shape[2]))
     expect("moe: chosen", chosen, (len(x), ANY), INT32)
     expect("moe: share", share, chosen.shape)
+    out = room((len(x), down.shape[1]))
     if chosen.size == 0:
-        return np.zeros((len(x), down.shape[1]), np.float32)
-    if not 0 <= chosen.min() <= chosen.max() < len(gate.each):
-        raise BadModel(f"moe: chosen {chosen.min()} to {chosen.max()}, there are {len(gate.each)} experts")
-    T, k = chosen.shape
-    order = np.argsort(chosen, axis=None, kind="stable")
-    used, counts = np.unique(chosen, return_counts=True)
-    bounds = np.concatenate([[0], np.cumsum(counts)])
-    gates, ups, downs = ([weight.each[expert] for expert in used] for weight in (gate, up, down))
-    asked = np.ascontiguousarray(x[order // k])
-    if shares_of == "inputs":
-        asked *= share.reshape(-1, 1)[order]
-        share = np.ones_like(share)
-    answers = np.empty((T * k, down.shape[1]), np.float32)
-    answers[order] = _ask(asked, bounds, gates, ups, downs, activation)
-    mixed: Floats = np.einsum("tkd,tk->td", answers.reshape(T, k, -1), share)
-    return mixed
-
-
-def _ask(
-    x: Floats,
-    bounds: npt.NDArray[np.int64],
-    gates: list[AnyMatrix],
-    ups: list[AnyMatrix],
-    downs: list[AnyMatrix],
-    activation: ops.Activation,
-) -> Floats:
-    """Return what experts answer, each to its own rows bounds[i]:bounds[i + 1] of x."""
-    if are_alike(gates[0], ups[0]) and isinstance(downs[0], PackedMatrix):
-        jobs = [[part.job for part in parts if isinstance(part, PackedMatrix)] for parts in (gates, ups, downs)]
-        inner = multiply_gated_grouped(x, bounds, jobs[0], jobs[1], FORMS[activation])
-        return multiply_grouped(inner, bounds, jobs[2])
-    out = np.empty((len(x), downs[0].shape[0]), np.float32)
-    for i, parts in enumerate(zip(gates, ups, downs, strict=True)):
-        own = slice(bounds[i], bounds[i + 1])
-        out[own] = gated_mlp(x[own], *parts, activation=activation)
+        do(out.fill, 0)
+    elif gate.jobs is None or up.jobs is None or down.jobs is None:
+        do(_ask_one_by_one, x, chosen, share, (gate, up, down), activation, shares_of, out)
+    else:
+        jobs = _both(gate.jobs, up.jobs) if are_alike(gate.each[0], up.each[0]) else (gate.jobs, up.jobs)
+        x, chosen, share = contiguous(x), contiguous(chosen), contiguous(share)
+        do(mix, x, chosen, share, (*jobs, down.jobs), FORMS[activation], shares_of == "inputs", out)
     return out
+
+
+def _both(gates: Integers, ups: Integers) -> tuple[Integers, Integers]:
+    """Return the jobs of gates with those of their other halves, and none beside them."""
+    gates = gates.copy()
+    gates[:, GATED] = ups[:, RECORDS]
+    return gates, ups[:0]
+
+
+def _ask_one_by_one(
+    x: Floats,
+    chosen: npt.NDArray[np.int32],
+    share: Floats,
+    parts: tuple[Experts, Experts, Experts],
+    activation: ops.Activation,
+    shares_of: str,
+    out: Floats,
+) -> None:
+    """Do what `mix` does, with weights as they lie in the file."""
+    if not 0 <= chosen.min() <= chosen.max() < len(parts[0].each):
+        raise BadModel(f"moe: chosen {chosen.min()} to {chosen.max()}, there are {len(parts[0].each)} experts")
+    out[...] = 0
+    for expert in np.unique(chosen):
+        tokens, places = np.nonzero(chosen == expert)
+        own = share[tokens, places][:, None]
+        weights = [part.each[expert] for part in parts]
+        if shares_of == "inputs":
+            out[tokens] += gated_mlp(x[tokens] * own, *weights, activation=activation)
+        else:
+            out[tokens] += own * gated_mlp(x[tokens], *weights, activation=activation)
 
 
 @dataclass(frozen=True)

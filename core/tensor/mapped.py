@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import stat
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,9 @@ import numpy.typing as npt
 from ..errors import BadFile, NotFound
 from .blocks import BlockFormat
 from .source import TensorInfo
+
+SMAPS = Path("/proc/self/smaps")  # Linux: every region of this process's memory
+REGION = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) .*?^Rss: +([0-9]+) kB$", re.MULTILINE | re.DOTALL)  # from, to, kB there
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,31 @@ def release(data: mmap.mmap, start: int, stop: int) -> None:
     first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first:
         data.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+class MappedBytes:
+    """What is computed with where it lies in files, and how much of these files is in this process's memory."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._nbytes = 0
+
+    def add(self, raw: npt.NDArray[np.uint8]) -> None:
+        """Count the map that these bytes are a view of."""
+        self._starts.append(raw.ctypes.data)
+        self._nbytes += raw.nbytes
+
+    @property
+    def resident(self) -> int:
+        """Bytes in memory now, of whole maps. Where the system does not tell: all bytes that were added."""
+        if not self._starts or not SMAPS.exists():
+            return self._nbytes
+        starts, total = sorted(self._starts), 0
+        for region in REGION.finditer(SMAPS.read_bytes()):
+            first, stop = (int(bound, 16) for bound in region.group(1, 2))
+            if bisect_left(starts, first) < bisect_left(starts, stop):
+                total += int(region[3]) * 1024
+        return total
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -19,11 +19,12 @@ from .micro import CHUNK, CODE_BYTES, PAIRS, SUMS, quantise_block
 from .simd import LANES
 from .sixteen import round_block
 from .team import TEAM, shared
-from .wide import side_by_side
+from .wide import WIDE_CHUNK, side_by_side
 
 WIDTH = 6  # tokens of a full tile
 WIDE = CHUNK * SUB  # columns of a chunk
 LITTLE = 1 << 15  # numbers that one thread is done with before others have looked up
+AS_FLOATS, IN_SIXTEEN = 1, 2  # stand for the columns of a step size where weights are floats, of 32 or of 16 bits
 CODE = np.int8 if CODE_BYTES == 1 else np.int16
 
 
@@ -46,7 +47,8 @@ class Quantised:
 
 def quantise(x: npt.NDArray[np.float32], unit: int) -> Quantised:
     """Return x, [T, D] float32, in 8 bits."""
-    return Quantised(len(x), unit, *quantised(TEAM.ready(), x, unit))
+    codes, *others = prepared(TEAM.ready(), x, unit)
+    return Quantised(len(x), unit, codes.view(CODE), *others)
 
 
 @kernel
@@ -65,17 +67,16 @@ def padded_count(count):
 
 
 @kernel
-def quantise_tile(x, unit, codes, starts, pairs, steps, tile):
-    """Fill one tile in every chunk."""
-    T, D = x.shape
-    flat, padded, first = x.reshape(-1), padded_count(T), tile * WIDTH
-    width = width_of(T - first)
-    for j in range(min(width, T - first)):
+def quantise_rows(x, count, first, unit, codes, starts, pairs, steps):
+    """Fill, in every chunk of `count` tokens, the tile that begins with token `first`. x: its own rows, [.., D]."""
+    D = x.shape[1]
+    flat, padded, width = x.reshape(-1), padded_count(count), width_of(count - first)
+    for j in range(min(width, len(x))):
         for at in range(0, D, unit):
             chunk, sub = at // WIDE, at % WIDE // SUB
             subs = min(CHUNK, D // SUB - chunk * CHUNK)  # of this chunk
             before = chunk * CHUNK * padded + first * subs + sub * width  # sub-blocks laid out before
-            source, start_at = (first + j) * D + at, before * SUMS + j
+            source, start_at = j * D + at, before * SUMS + j
             code_at = before * SUB * CODE_BYTES + 4 * j  # in bytes
             if unit == WIDE:
                 step_at = chunk * padded + first
@@ -87,111 +88,107 @@ def quantise_tile(x, unit, codes, starts, pairs, steps, tile):
                 quantise_block(flat, source, SUB, width, codes, code_at, starts, start_at, pairs, 0, steps, start_at)
 
 
-share_quantising = shared(quantise_tile)
+@kernel
+def padded_columns(D):
+    """Return the columns that whole blocks have room for."""
+    return (D + SUB - 1) // SUB * SUB
 
 
 @kernel
-def quantised(table, x, unit):
-    """Return codes, starts, pairs and steps of `Quantised` for x, [T, D] float32. table: of the team."""
-    T, D = x.shape
-    padded = padded_count(T)
-    codes = np.empty(padded * D, CODE)
-    starts = np.empty(padded * (D // SUB) * SUMS, np.int32)
-    pairs = np.empty(padded * (D // WIDE) * PAIRS if unit == WIDE else 0, np.int32)
-    steps = np.empty(padded * (D // unit) * (1 if unit == WIDE else SUMS), np.float32)
-    if padded > T:  # what fills the last tile
-        codes[:] = 0
-        starts[:] = 0
-        pairs[:] = 0
-        steps[:] = 0
-    tiles = (T + WIDTH - 1) // WIDTH
-    if x.size < LITTLE:
-        for tile in range(tiles):
-            quantise_tile(x, unit, codes, starts, pairs, steps, tile)
-    else:
-        share_quantising(table, tiles, (x, unit, codes, starts, pairs, steps))
-    return codes, starts, pairs, steps
-
-
-@kernel
-def copy_tile(x, chunk, subs, padded, out, tile):
-    """Fill one tile of every chunk."""
-    T, D = x.shape
-    first = tile * WIDTH
-    width = width_of(T - first)
-    for start in range(0, D, chunk):
-        here = min(chunk, subs * SUB - start)
+def copy_rows(x, count, first, out):
+    """Do what `quantise_rows` does, for floats: [columns, width], in chunks of WIDE_CHUNK blocks."""
+    D, width, padded = x.shape[1], width_of(count - first), padded_count(count)
+    every = padded_columns(D)
+    for start in range(0, D, WIDE_CHUNK * SUB):
+        here = min(WIDE_CHUNK * SUB, every - start)
         at, columns = start * padded + first * here, min(here, D - start)
-        whole = columns // LANES * LANES if first + WIDTH <= T else 0
+        whole = columns // LANES * LANES if len(x) == WIDTH else 0
         for column in range(0, whole, LANES):
-            side_by_side(WIDTH, x, first * D + start + column, D, out, at + column * WIDTH)
+            side_by_side(WIDTH, x, start + column, D, out, at + column * WIDTH)
         for column in range(whole, columns):
-            for j in range(min(width, T - first)):
-                out[at + column * width + j] = x[first + j, start + column]
-
-
-share_copying = shared(copy_tile)
+            for j in range(min(width, len(x))):
+                out[at + column * width + j] = x[j, start + column]
 
 
 @kernel
-def floats_in_tiles(table, x, chunk):
-    """Return x, [T, D] float32, in tiles of [columns, width], in chunks of `chunk` columns; D is padded with zeros.
-
-    The result has whole blocks of 32 columns, and is flat. table: of the team.
-    """
-    T, D = x.shape
-    subs, padded = (D + SUB - 1) // SUB, padded_count(T)
-    out = np.empty(padded * subs * SUB, np.float32)
-    if padded > T or subs * SUB > D:
-        out[:] = 0
-    tiles = (T + WIDTH - 1) // WIDTH
-    if x.size < LITTLE:
-        for tile in range(tiles):
-            copy_tile(x, chunk, subs, padded, out, tile)
-    else:
-        share_copying(table, tiles, (x, chunk, subs, padded, out))
-    return out
-
-
-@kernel
-def round_tile(x, codes, steps, tile):
-    """Fill one tile in every chunk."""
-    T, D = x.shape
-    flat, padded, first, subs = x.reshape(-1), padded_count(T), tile * WIDTH, (D + SUB - 1) // SUB
-    width, rest = width_of(T - first), np.zeros(SUB, np.float32)
-    for j in range(min(width, T - first)):
+def round_rows(x, count, first, codes, steps):
+    """Do what `quantise_rows` does, in 16 bits: codes, of two columns, [.., WORDS, width], and steps, [.., width]."""
+    D, width, padded = x.shape[1], width_of(count - first), padded_count(count)
+    flat, subs, rest = x.reshape(-1), padded_columns(D) // SUB, np.zeros(SUB, np.float32)
+    for j in range(min(width, len(x))):
         for sub in range(subs):
             chunk = sub // CHUNK * CHUNK
             here = min(CHUNK, subs - chunk)
             before = chunk * padded + first * here + (sub - chunk) * width  # blocks laid out before
-            source = (first + j) * D + sub * SUB
             if sub * SUB + SUB <= D:
-                round_block(flat, source, width, codes, before * WORDS + j, steps, before + j)
+                round_block(flat, j * D + sub * SUB, width, codes, before * WORDS + j, steps, before + j)
             else:
-                rest[: D - sub * SUB] = x[first + j, sub * SUB :]
+                rest[: D - sub * SUB] = x[j, sub * SUB :]
                 round_block(rest, 0, width, codes, before * WORDS + j, steps, before + j)
 
 
-share_rounding = shared(round_tile)
+@kernel
+def fill_rows(x, count, first, unit, codes, starts, pairs, steps):
+    """Fill, in every chunk of `count` tokens, the tile that begins with token `first`. x: its own rows, [.., D]."""
+    if unit == AS_FLOATS:
+        copy_rows(x, count, first, codes.view(np.float32))
+    elif unit == IN_SIXTEEN:
+        round_rows(x, count, first, codes.view(np.int32), steps)
+    else:
+        quantise_rows(x, count, first, unit, codes, starts, pairs, steps)
 
 
 @kernel
-def sixteens(table, x):
-    """Return x, [T, D] float32, in 16 bits: codes, two columns in each int32, and step sizes of 32 columns.
+def fill_tile(x, unit, codes, starts, pairs, steps, tile):
+    """Fill one tile in every chunk."""
+    first = tile * WIDTH
+    fill_rows(x[first : first + WIDTH], len(x), first, unit, codes, starts, pairs, steps)
 
-    Both lie in chunks of 256 columns, in a chunk tiles of `width` tokens: [blocks, WORDS, width], and [blocks, width].
-    D is padded with zeros to whole blocks. table: of the team.
+
+share_filling = shared(fill_tile)
+
+
+@kernel
+def bytes_of(unit):
+    """Return the bytes of an activation."""
+    if unit == AS_FLOATS:
+        return 4
+    return 2 if unit == IN_SIXTEEN else CODE_BYTES
+
+
+@kernel
+def room_for(padded, D, unit, cleared):
+    """Return codes, in bytes, starts, pairs and steps for tiles of so many tokens. cleared: whether they are zeros.
+
+    They are as in `Quantised`, or as `copy_rows` and `round_rows` fill them; what a unit has no use for is empty.
+    """
+    every, eights = padded_columns(D), unit in (SUB, WIDE)
+    steps = 1 if unit == IN_SIXTEEN else SUMS if unit == SUB else 0  # of 32 columns
+    codes = np.empty(padded * every * bytes_of(unit), np.uint8)
+    starts = np.empty(padded * (D // SUB) * SUMS if eights else 0, np.int32)
+    pairs = np.empty(padded * (D // WIDE) * PAIRS if unit == WIDE else 0, np.int32)
+    sizes = np.empty(padded * (D // WIDE if unit == WIDE else every // SUB * steps), np.float32)
+    if cleared:
+        codes[:] = 0
+        starts[:] = 0
+        pairs[:] = 0
+        sizes[:] = 0
+    return codes, starts, pairs, sizes
+
+
+@kernel
+def prepared(table, x, unit):
+    """Return x, [T, D] float32, as weights of that unit take it: what `room_for` returns, filled.
+
+    D is padded with zeros to whole blocks of 32 columns. table: of the team.
     """
     T, D = x.shape
-    padded, subs = padded_count(T), (D + SUB - 1) // SUB
-    codes, steps = np.empty(padded * subs * WORDS, np.int32), np.empty(padded * subs, np.float32)
-    if padded > T:  # what fills the last tile
-        codes[:] = 0
-        steps[:] = 0
+    padded = padded_count(T)
+    codes, starts, pairs, steps = room_for(padded, D, unit, padded > T or padded_columns(D) > D)
     tiles = (T + WIDTH - 1) // WIDTH
     if x.size < LITTLE:
         for tile in range(tiles):
-            round_tile(x, codes, steps, tile)
+            fill_tile(x, unit, codes, starts, pairs, steps, tile)
     else:
-        share_rounding(table, tiles, (x, codes, steps))
-    return codes, steps
+        share_filling(table, tiles, (x, unit, codes, starts, pairs, steps))
+    return codes, starts, pairs, steps

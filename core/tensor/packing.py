@@ -7,17 +7,18 @@ same shifts and masks. Source of the block layouts: ggml's block structs; `decod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import types
+from numba import cfunc, types
 from numba.extending import intrinsic
 
 from .arena import Arena
-from .blocks import BlockFormat
-from .jit import kernel
+from .blocks import BlockFormat, by_name
+from .jit import kernel, specialised
 from .layouts import (
     FLOAT_FORMATS,
     FORMATS,
@@ -85,26 +86,67 @@ def pack_record(typing: Any, raw: Any, row: Any, at: Any, out: Any, record: Any)
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder)
         width = builder.extract_value(context.make_array(signature.args[0])(context, builder, args[0]).shape, 1)
-        rows = Rows(e, context, signature.args[0], args[0], builder.add(builder.mul(args[1], width), args[2]), width)
+        first = e.address(context, signature.args[0], args[0], builder.add(builder.mul(args[1], width), args[2]))
         place = e.address(context, signature.args[3], args[3], args[4], record_of(name).itemsize)
-        if name in LAYOUTS:
-            _emit_record(e, LAYOUTS[name], rows, place)
-        elif name in WIDE_FORMATS:
-            for column in range(SUB):
-                e.store(rows.words(4 * column), place, column * BYTES)
-        else:
-            emit_rounded(e, name, [rows.words(4 * word) for word in range(WORDS)], place)
+        _emit(e, name, Rows(e, first, width), place)
         return context.get_dummy_value()
 
     return types.void(raw, types.intp, types.intp, out, types.intp), emit
 
 
+# The following is compiled once for each block format: its name, and the bytes of one record and of a row's part of it,
+# stand here.
+NAME, RECORD, PART = "", 0, 0
+
+
+def pack_pair(raw, units, pair, out):
+    """Pack one pair of groups. raw: address of the first of all rows; out: address of `units` records of a pair."""
+    for unit in range(units):
+        for lane in range(PAIR):
+            first = ((pair * PAIR + lane) * GROUP * units + unit) * PART
+            pack_block(NAME, raw + first, units * PART, out + (unit * PAIR + lane) * RECORD)
+
+
+@cache
+def packer(name: str) -> Any:
+    """Return `pack_pair` for a block format, compiled, which has an address."""
+    form = by_name(name)
+    part = SUB * form.nbytes if name in FLOAT_FORMATS else form.nbytes
+    made = specialised(pack_pair, f"pack_{name}", NAME=name, RECORD=record_of(name).itemsize, PART=part)
+    return cfunc(types.void(*[types.intp] * 4), cache=True)(made)
+
+
+@intrinsic(prefer_literal=True)
+def pack_block(typing: Any, name: Any, first: Any, stride: Any, record: Any) -> Any:
+    """Pack a block each of sixteen rows, `stride` bytes apart, into one record. first, record: addresses."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder)
+        source, place = (e.address(context, signature.args[i], args[i]) for i in (1, 3))
+        _emit(e, name.literal_value, Rows(e, source, args[2]), place)
+        return context.get_dummy_value()
+
+    return types.void(name, types.intp, types.intp, types.intp), emit
+
+
+def _emit(e: Emitter, name: str, rows: Rows, out: Any) -> None:
+    """Write a record of that format."""
+    if name in LAYOUTS:
+        _emit_record(e, LAYOUTS[name], rows, out)
+    elif name in WIDE_FORMATS:
+        for column in range(SUB):
+            e.store(rows.words(4 * column), out, column * BYTES)
+    else:
+        emit_rounded(e, name, [rows.words(4 * word) for word in range(WORDS)], out)
+
+
 class Rows:
     """The same bytes of sixteen rows, as vectors with a row in each lane."""
 
-    def __init__(self, e: Emitter, context: Any, kind: Any, raw: Any, first: Any, stride: Any) -> None:
+    def __init__(self, e: Emitter, first: Any, stride: Any) -> None:
+        """first: where the bytes of the first row begin; stride: bytes from there to those of the next."""
         self.e = e
-        self._starts = [e.address(context, kind, raw, first)]
+        self._starts = [first]
         for _ in range(GROUP - 1):
             self._starts.append(e.move(self._starts[-1], stride))
         self._read: dict[int, Any] = {}

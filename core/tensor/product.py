@@ -21,7 +21,19 @@ from numba.extending import intrinsic
 
 from .abreast import abreast
 from .jit import kernel, specialised
-from .layouts import GROUP, LAYOUTS, PAIR, ROUNDED_BYTES, ROUNDED_FORMATS, SUB, WIDE_FORMATS, WORDS, name_of_records
+from .layouts import (
+    FLOAT_FORMATS,
+    GROUP,
+    LAYOUTS,
+    PAIR,
+    ROUNDED_BYTES,
+    ROUNDED_FORMATS,
+    SUB,
+    WIDE_FORMATS,
+    WORDS,
+    name_of_records,
+    record_of,
+)
 from .micro import (
     AHEAD,
     CHUNK,
@@ -36,7 +48,8 @@ from .micro import (
     multiply_records,
     unpack,
 )
-from .operands import WIDE, WIDTH, floats_in_tiles, padded_count, quantised, sixteens, width_of
+from .operands import AS_FLOATS, IN_SIXTEEN, WIDE, WIDTH, bytes_of, padded_count, prepared, width_of
+from .packing import packer
 from .pointwise import activate_piece
 from .simd import BYTES, FLOATS, Emitter
 from .sixteen import ASKED, multiply_rounded
@@ -58,9 +71,9 @@ PLAIN = -1  # form of a product without activation
 
 # What the driver knows of one product, a row of its table: addresses of the compiled product, of the records, and of a
 # gate's other half or 0; columns of a step size, or what stands for floats and for codes of 16 bits; records of a
-# group; pairs of groups; rows.
-ENTRY, RECORDS, GATED, UNIT, UNITS, PAIRED, OUTPUTS = range(7)
-AS_FLOATS, IN_SIXTEEN = 1, 2
+# group; pairs of groups; rows. Of weights that are packed while they are multiplied also the address of what packs a
+# pair, and its bytes then; else 0.
+ENTRY, RECORDS, GATED, UNIT, UNITS, PAIRED, OUTPUTS, PACKER, ROOM = range(9)
 
 
 # What it knows of one product's activations: tokens, where in the result it begins, and the addresses of what
@@ -248,6 +261,18 @@ def call_entry(
     return types.void(*[types.intp] * 13), emit
 
 
+@intrinsic
+def call_packer(typing: Any, packs: Any, raw: Any, units: Any, pair: Any, out: Any) -> Any:
+    """Call what packs a pair of groups of a format by its address."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args[1:]])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 5), emit
+
+
 # --- many products at once --------------------------------------------------------------------------------------------
 
 
@@ -255,20 +280,35 @@ def call_entry(
 class Job:
     """What the driver has to know of a weight."""
 
-    row: npt.NDArray[np.int64]  # [1, OUTPUTS + 1], of its table
+    row: Integers  # [1, ROOM + 1], of its table
     outputs: int
-    data: npt.NDArray[np.void]  # whose address is in the row
+    data: npt.NDArray[Any]  # whose address is in the row
 
 
 def job_of(data: npt.NDArray[np.void], rows: int) -> Job:
     """Return the job of packed weights [pairs, units, PAIR], which stay as long as it does."""
-    name = name_of_records(data)
+    return _job(name_of_records(data), data, (data.shape[1], data.shape[0]), rows)
+
+
+def job_of_rows(raw: npt.NDArray[np.uint8], name: str, columns: int) -> Job:
+    """Return the job of weights [rows, bytes per row] that are packed while they are multiplied. See `fits`."""
+    unit = SUB if name in FLOAT_FORMATS else LAYOUTS[name].unit
+    units = columns // unit
+    room = units * PAIR * record_of(name).itemsize
+    return _job(name, raw, (units, len(raw) // ROWS), len(raw), packer(name).address, room)
+
+
+def fits(raw: npt.NDArray[np.uint8], columns: int) -> bool:
+    """Return whether such weights can be packed while they are multiplied: whole pairs of groups, and whole records."""
+    return len(raw) % ROWS == 0 and columns % SUB == 0 and raw.flags.c_contiguous
+
+
+def _job(name: str, data: npt.NDArray[Any], sizes: tuple[int, int], rows: int, packs: int = 0, room: int = 0) -> Job:
     unit: int = IN_SIXTEEN if name in ROUNDED_FORMATS else AS_FLOATS
     if name in LAYOUTS:
         unit = LAYOUTS[name].unit
     address = data.__array_interface__["data"][0]
-    fields = [compiled(name).address, address, 0, unit, data.shape[1], data.shape[0], rows]
-    return Job(np.array([fields], np.int64), rows, data)
+    return Job(np.array([[compiled(name).address, address, 0, unit, *sizes, rows, packs, room]], np.int64), rows, data)
 
 
 def multiply_all(x: Floats, jobs: Sequence[Job]) -> list[Floats]:
@@ -291,25 +331,6 @@ def multiply_gated(x: Floats, gate: Job, up: Job, form: int) -> Floats:
     table[0, GATED] = up.row[0, RECORDS]
     out = room((len(x), gate.outputs))
     do(run, TEAM.ready(), x, table, form, out.reshape(-1))
-    return out
-
-
-def multiply_grouped(x: Floats, bounds: Integers, jobs: Sequence[Job]) -> Floats:
-    """Return the product of each job with its own tokens, rows bounds[i]:bounds[i + 1] of x, [T, rows] float32.
-
-    x: [T, D] float32, contiguous, sorted by job. bounds: [jobs + 1] int64. The jobs are of one format and one shape.
-    """
-    out = np.empty((len(x), jobs[0].outputs), np.float32)
-    run_grouped(TEAM.ready(), x, np.concatenate([job.row for job in jobs]), bounds, PLAIN, out.reshape(-1))
-    return out
-
-
-def multiply_gated_grouped(x: Floats, bounds: Integers, gates: Sequence[Job], ups: Sequence[Job], form: int) -> Floats:
-    """Return activation(x · gateᵀ) * (x · upᵀ) for each pair of jobs with its own tokens, as `multiply_grouped`."""
-    table = np.concatenate([job.row for job in gates])
-    table[:, GATED] = [job.row[0, RECORDS] for job in ups]
-    out = np.empty((len(x), gates[0].outputs), np.float32)
-    run_grouped(TEAM.ready(), x, table, bounds, form, out.reshape(-1))
     return out
 
 
@@ -358,40 +379,46 @@ def put_rows(total, count, stride, out, at, rows):
 
 
 @kernel
-def bytes_of(unit):
-    """Return the bytes of an activation."""
-    if unit == AS_FLOATS:
-        return 4
-    return 2 if unit == IN_SIXTEEN else CODE_BYTES
+def multiply_pairs(job, x, first, last, D, form, unpacked, packed, totals, out):
+    """Compute pairs of groups first..last - 1 of one job. x: its row of `inputs`; the rest: as `room_to_multiply`."""
+    rows, T = job[OUTPUTS], x[COUNT]
+    step = max(1, RESIDENT // (max(D, SUB) * WIDTH * bytes_of(job[UNIT]))) * WIDTH
+    for low in range(0, T, step):
+        high = min(T, low + step)
+        for pair in range(first, last):
+            for part in range(1 if job[GATED] == 0 else 2):
+                totals[part, : (high - low + WIDTH) * ROWS] = 0
+                records, at = job[RECORDS] if part == 0 else job[GATED], pair
+                if job[PACKER] != 0:
+                    call_packer(job[PACKER], records, job[UNITS], pair, packed.ctypes.data)
+                    records, at = packed.ctypes.data, 0
+                call_entry(
+                    job[ENTRY], records, job[UNITS], at, low, high, T, x[CODES], x[STARTS], x[SUMMED], x[STEPS],
+                    unpacked.ctypes.data, totals[part].ctypes.data,
+                )  # fmt: skip
+            if form != PLAIN:
+                activate_piece(form, totals[0], totals[1], 0, (high - low) * ROWS)
+            to = x[TO] + low * rows + pair * ROWS
+            put_rows(totals[0], high - low, rows, out, to, rows - pair * ROWS)
+
+
+@kernel
+def room_to_multiply(count, packed):
+    """Return where a thread unpacks weights, where it packs so many bytes, and the sums of so many tokens, [2, ..]."""
+    totals = np.empty((2, (min(count, RESIDENT // SUB) + WIDTH) * ROWS), np.float32)
+    return aligned(np.empty(SCRATCH + BYTES, np.uint8)), aligned(np.empty(packed + BYTES, np.uint8)), totals
 
 
 @kernel
 def multiply_share(jobs, inputs, D, form, every, shares, out, share):
     """Compute one share of the pairs of groups of all jobs, of which there are `every`. inputs: as `see` fills them."""
-    unpacked = aligned(np.empty(SCRATCH + BYTES, np.uint8))
-    most = min(inputs[:, COUNT].max(), RESIDENT // SUB)
-    totals = np.empty((2, (most + WIDTH) * ROWS), np.float32)
+    unpacked, packed, totals = room_to_multiply(inputs[:, COUNT].max(), jobs[:, ROOM].max())
     start, stop, before = share * every // shares, (share + 1) * every // shares, 0
     for index in range(len(jobs)):
-        job, x, rows, T = jobs[index], inputs[index], jobs[index, OUTPUTS], inputs[index, COUNT]
-        first, last = max(0, start - before), min(job[PAIRED], stop - before)
-        before += job[PAIRED]
-        if first >= last:
-            continue
-        step = max(1, RESIDENT // (max(D, SUB) * WIDTH * bytes_of(job[UNIT]))) * WIDTH
-        for low in range(0, T, step):
-            high = min(T, low + step)
-            for pair in range(first, last):
-                for part in range(1 if job[GATED] == 0 else 2):
-                    totals[part, : (high - low + WIDTH) * ROWS] = 0
-                    call_entry(
-                        job[ENTRY], job[RECORDS] if part == 0 else job[GATED], job[UNITS], pair, low, high, T,
-                        x[CODES], x[STARTS], x[SUMMED], x[STEPS], unpacked.ctypes.data, totals[part].ctypes.data,
-                    )  # fmt: skip
-                if form != PLAIN:
-                    activate_piece(form, totals[0], totals[1], 0, (high - low) * ROWS)
-                at = x[TO] + low * rows + pair * ROWS
-                put_rows(totals[0], high - low, rows, out, at, rows - pair * ROWS)
+        first, last = max(0, start - before), min(jobs[index, PAIRED], stop - before)
+        before += jobs[index, PAIRED]
+        if first < last:
+            multiply_pairs(jobs[index], inputs[index], first, last, D, form, unpacked, packed, totals, out)
 
 
 share_products = shared(multiply_share)
@@ -418,23 +445,6 @@ def multiply_jobs(table, jobs, inputs, D, form, out):
 
 
 @kernel
-def prepared(table, x, unit):
-    """Return x, [T, D] float32, as weights of that unit take it: codes in bytes, starts, pairs and steps.
-
-    All are arrays, of which a unit leaves empty what it has no use for. table: of the team.
-    """
-    nothing = np.empty(0, np.int32)
-    if unit == AS_FLOATS:
-        floats = floats_in_tiles(table, x, WIDE_CHUNK * SUB)
-        return floats.view(np.uint8), nothing, nothing, np.empty(0, np.float32)
-    if unit == IN_SIXTEEN:
-        words, sizes = sixteens(table, x)
-        return words.view(np.uint8), nothing, nothing, sizes
-    codes, starts, pairs, steps = quantised(table, x, unit)
-    return codes.view(np.uint8), starts, pairs, steps
-
-
-@kernel
 def run(table, x, jobs, form, out):
     """Compute every job's product with x, [T, D] float32, one behind the other into out. form: of gated jobs.
 
@@ -458,18 +468,3 @@ def run(table, x, jobs, form, out):
         to += T * jobs[index, OUTPUTS]
     multiply_jobs(table, jobs, inputs, D, form, out)
     return len(halves) + len(wholes) + len(floats) + len(words)  # what is still in use has not been freed
-
-
-@kernel
-def run_grouped(table, x, jobs, bounds, form, out):
-    """Compute each job's product with its own tokens, rows bounds[i]:bounds[i + 1] of x, into the same rows of out.
-
-    Jobs are of one format and one shape: experts. out: [T, rows] float32, flat.
-    """
-    D, unit, rows = x.shape[1], jobs[0, UNIT], jobs[0, OUTPUTS]
-    inputs = np.zeros((len(jobs), STEPS + 1), np.int64)
-    own = [prepared(table, x[bounds[index] : bounds[index + 1]], unit) for index in range(len(jobs))]
-    for index in range(len(jobs)):
-        see(inputs, index, bounds[index + 1] - bounds[index], bounds[index] * rows, own[index])
-    multiply_jobs(table, jobs, inputs, D, form, out)
-    return len(own)  # what is still in use has not been freed

@@ -17,11 +17,10 @@ from .tape import Anything, contiguous, do, recording, room
 
 BY_CALLS: tuple[ops.Operation[..., Any], ...] = (
     ops.embed, ops.linear, ops.project, ops.rms_norm, ops.layer_norm, ops.gated_mlp, ops.rotations, ops.rope,
-    ops.attend, ops.soft_cap, ops.sharpness, ops.sigmoid, ops.largest,
+    ops.attend, ops.soft_cap, ops.sharpness, ops.sigmoid, ops.largest, ops.moe,
 )  # fmt: skip
 AS_A_WHOLE: tuple[ops.Operation[..., Any], ...] = (
-    ops.activate, ops.mlp, ops.moe, ops.conv_patches, ops.attend_all, ops.concat,
-    ops.interpolate, ops.pool_patches,
+    ops.activate, ops.mlp, ops.conv_patches, ops.attend_all, ops.concat, ops.interpolate, ops.pool_patches,
 )  # fmt: skip
 
 

@@ -17,12 +17,13 @@ from .activations import layer_norm_rows, norm_rows, rotate
 from .attention import attend_spans
 from .attention_block import Sight
 from .blocks import by_name
+from .experts import find_largest, mix
 from .jit import KERNELS
 from .kernels import few_rows_product, gather_rows, widen_rows
 from .layouts import FORMATS
 from .packing import get_ready_to_pack, pack
 from .pointwise import activate_in_place
-from .product import job_of, multiply_all, multiply_grouped
+from .product import job_of, multiply_all
 from .team import TEAM
 from .threads import default_threads
 from .tiles import SUB, ElementType, new_tiles, store
@@ -118,9 +119,11 @@ def _packed(name: str) -> None:
 
 
 def _experts() -> None:
-    form = by_name(USUAL[0])
-    data = pack(np.zeros((1, form.row_bytes(256)), np.uint8), form)
-    multiply_grouped(np.zeros((1, 256), np.float32), np.array([0, 1]), [job_of(data, 1)])
+    form, size = by_name(USUAL[0]), 256
+    jobs = job_of(pack(np.zeros((size, form.row_bytes(size)), np.uint8), form), size).row
+    line, one = np.zeros((1, size), np.float32), np.ones((1, 1), np.float32)
+    find_largest(one, np.zeros((1, 1), np.int32), one)
+    mix(line, np.zeros((1, 1), np.int32), one, (jobs, jobs, jobs), 0, False, line.copy())
 
 
 def _attention(element: ElementType) -> None:
