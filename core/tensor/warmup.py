@@ -120,10 +120,10 @@ def _packed(name: str) -> None:
 
 def _experts() -> None:
     form, size = by_name(USUAL[0]), 256
-    jobs = job_of(pack(np.zeros((size, form.row_bytes(size)), np.uint8), form), size).row
+    job = job_of(pack(np.zeros((size, form.row_bytes(size)), np.uint8), form), size)  # whose weights stay as it does
     line, one = np.zeros((1, size), np.float32), np.ones((1, 1), np.float32)
     find_largest(one, np.zeros((1, 1), np.int32), one)
-    mix(line, np.zeros((1, 1), np.int32), one, (jobs, jobs, jobs), 0, False, line.copy())
+    mix(line, np.zeros((1, 1), np.int32), one, (job.row, job.row, job.row), 0, False, line.copy())
 
 
 def _attention(element: ElementType) -> None:
