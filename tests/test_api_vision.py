@@ -18,7 +18,7 @@ from .serving import running_server, upload
 
 pytestmark = pytest.mark.asyncio
 
-FAMILIES = ["gemma3-vl", "llama4-scout", "mistral3", "qwen2.5-vl", "qwen3-vl"]
+FAMILIES = ["gemma3-vl", "llama4-scout", "mistral3", "mllama", "qwen2.5-vl", "qwen3-vl"]
 FILES = {
     "checkpoint": lambda folder: {file.name: file for file in sorted((folder / "hf").iterdir())},
     "pair": lambda folder: {file.name: file for file in sorted((folder / "gguf").glob("*.gguf"))},
