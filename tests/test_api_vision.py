@@ -163,7 +163,7 @@ async def test_a_second_turn_sees_and_computes_no_picture_again(tmp_path, family
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_what_one_client_has_shown_is_neither_decoded_nor_encoded_nor_read_again_for_another(tmp_path, family):
-    seen, same, new = base64_of(family, "gradient"), "What is it?", "Which colours are there?"
+    seen, same, new = base64_of(family, "gradient"), "What is it, and what is it made of?", "Which colours are there?"
     url = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{seen}"}}
 
     def session(address):
