@@ -168,7 +168,7 @@ class Eye:
     def __init__(self, encoder: Encoder, on_step: Callable[[], None]) -> None:
         self._encoder, self._on_step = encoder, on_step
         self.config, self.together, self.most_atomic = encoder.config, encoder.together, encoder.most_atomic
-        self.deeper, self.prepare = encoder.deeper, encoder.prepare
+        self.deeper, self.most_beside, self.prepare = encoder.deeper, encoder.most_beside, encoder.prepare
 
     def encode(self, images: Sequence[Prepared]) -> Generator[None, None, Sequence[Any]]:
         """Encode as the model does, and say when a slice begins."""

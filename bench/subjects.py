@@ -40,7 +40,7 @@ FILES = (
     "mistral-swa/hf", "qwen2/gguf/model-f32.gguf", "qwen3/gguf/model-f32.gguf",
     "gemma3-text/gguf/model-f32.gguf",
 )  # fmt: skip
-SEEING = ("gemma3-vl/hf", "qwen2.5-vl/hf", "llama4-scout/hf", "mistral3/hf", "qwen3-vl/hf", "llava/hf")
+SEEING = ("gemma3-vl/hf", "qwen2.5-vl/hf", "llama4-scout/hf", "mistral3/hf", "qwen3-vl/hf", "llava/hf", "mllama/hf")
 MIXED = (Causal(), Window(40), Chunk(48), Window(5))  # what layers of a model may see, in turn
 TOKENS = 48  # of the longest reply: more than what a place has blocks for when it begins
 PROMPTS = 16  # of one model, from which schedules choose
@@ -59,8 +59,9 @@ class Subject:
 
     def cache(self, positions: int) -> Cache:
         """Return a cache for one sequence."""
-        atomic = self.loaded.vision.most_atomic if self.loaded.vision else 0
-        return Cache(self.loaded.cache, self.element, Capacity(positions, 1, positions + atomic))
+        eye = self.loaded.vision
+        atomic, beside = (eye.most_atomic, eye.most_beside) if eye else (0, 0)
+        return Cache(self.loaded.cache, self.element, Capacity(positions, 1, positions + atomic, 3 * beside))
 
     def spans(self, request: Generate) -> Spans:
         """Return the spans of a request's pictures, encoded one by one."""
@@ -111,7 +112,7 @@ class Spoken:
 
 def alone(given: Subject, request: Generate) -> Spoken:
     """Return a reply by itself: the prompt at once, then token by token, in a cache that holds nothing else."""
-    spoken, model = Spoken(), given.loaded.model
+    spoken = Spoken()
     memory = given.cache(request.num_ctx)
     spans = given.spans(request)
     talk = Talk(request, reply=None, table=memory.blocks.table(), emit=lambda event: None, spans=spans)
@@ -119,20 +120,26 @@ def alone(given: Subject, request: Generate) -> Spoken:
         if talk.unread > 1:  # the beginning, or what a shift has moved: nothing of it is taken from before
             memory = given.cache(request.num_ctx)
             talk.table = memory.blocks.table()
-        count = talk.unread
-        talk.table.reserve(len(talk.tokens))
-        x = model.embed(np.array(talk.tokens[-count:], np.int32))
-        inserts = talk.inserts(0, count)
-        for at, rows in inserts:
-            x = insert(x, rows[:, : x.shape[1]], at)
-        streams = given.loaded.architecture.streams
-        x = model.forward(x, StepView(memory, [talk.part(0, count)], streams=streams, inserts=inserts))
-        talk.advance(count)
-        logits = np.asarray(model.logits(x[-1:]))
+        logits = _read(given, memory, talk)
         token = int(sample(logits, [talk.sampler], [talk.tokens])[0])
         spoken.add(token, logits[0])
         talk.append(token)
     return spoken
+
+
+def _read(given: Subject, memory: Cache, talk: Talk) -> Floats:
+    """Read what is unread at once, or in as many parts as there are views beside the text; return the last logits."""
+    model, streams = given.loaded.model, given.loaded.architecture.streams
+    talk.table.reserve(len(talk.tokens))
+    while talk.unread:
+        first = talk.table.length
+        count = talk.spans.cut(first, talk.unread)
+        x, inserts = model.embed(np.array(talk.tokens[first : first + count], np.int32)), talk.inserts(0, count)
+        for at, rows in inserts:
+            x = insert(x, rows[:, : x.shape[1]], at)
+        x = model.forward(x, StepView(memory, [talk.part(0, count)], streams=streams, inserts=inserts))
+        talk.advance(count)
+    return np.asarray(model.logits(x[-1:]))
 
 
 @cache
@@ -216,7 +223,7 @@ def composed(given: Subject, pieces: Sequence[Piece]) -> tuple[list[int], list[P
             continue
         at = []
         for stretch in (part for part in seen(given, piece).prepared.parts if isinstance(part, Stretch)):
-            at.append((len(tokens), stretch.count))
-            tokens += [PLACEHOLDER] * stretch.count
+            at.append((len(tokens), stretch.tokens))
+            tokens += [PLACEHOLDER] * stretch.tokens
         media.append(Placed(Media([piece]), at))
     return tokens, media

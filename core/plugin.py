@@ -29,8 +29,8 @@ from .tensor.ops import Array, Matrix, Seen
 
 __all__ = [
     "Architecture", "Array", "BadModel", "BadRequest", "CacheLayer", "Causal", "Chunk", "Config", "Encoder", "Hooks",
-    "Keys", "LayerCache", "Matrix", "Model", "Module", "Picture", "Prepared", "Rows", "Seen", "Step", "TensorField",
-    "Window", "hookimpl", "hookspec", "layers", "tensor",
+    "Keys", "LayerCache", "Matrix", "Media", "Model", "Module", "Picture", "Prepared", "Rows", "Seen", "Step",
+    "TensorField", "Window", "hookimpl", "hookspec", "layers", "tensor",
 ]  # fmt: skip
 
 hookspec = pluggy.HookspecMarker("puna")
@@ -66,7 +66,7 @@ class Config(Protocol):
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the embedding table and width of the logits."""
+        """Rows of the embedding table. Logits are as wide, or less: not all that is read need be written."""
 
 
 # --- tensors --------------------------------------------------------------------------------------------------------
@@ -200,13 +200,22 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Media:
+    """Every token sees rows that stand beside the text, `Rows(beside=True)`, and no tokens.
+
+    Those of the image shown last, at its own place or before it; of several shown one directly behind the other, those
+    of all up to its own place.
+    """
+
+
+@dataclass(frozen=True)
 class CacheLayer:
-    """What one layer keeps for each token: the core turns it into bytes and masks."""
+    """What one layer keeps for each token, or row of media: the core turns it into bytes and masks."""
 
     heads: int  # K
     key_size: int  # E
     value_size: int
-    kind: Causal | Window | Chunk
+    kind: Causal | Window | Chunk | Media
 
 
 class LayerCache(Protocol):
@@ -214,6 +223,13 @@ class LayerCache(Protocol):
 
     def extend(self, k: Array, v: Array) -> Seen:
         """Store the step's keys and values, [T, K, E] each, and return all that its tokens may look at."""
+
+    def look(self, keep: Callable[[Array], tuple[Array, Array]]) -> Seen:
+        """Return all that the step's tokens may look at in a layer of the kind Media, once `step.sees` is not None.
+
+        keep: returns the keys and values, [R, K, E] each, that the layer makes of an image's rows, [R, D]. It is called
+        for images whose keys and values are not kept yet.
+        """
 
 
 # --- the forward pass -----------------------------------------------------------------------------------------------
@@ -232,6 +248,13 @@ class Step(Protocol):
     @property
     def cache(self) -> Sequence[LayerCache]:
         """The cache of each layer, in the order of the architecture's layout."""
+
+    @property
+    def sees(self) -> Array | None:
+        """[T, 1]: 1 for each token that sees media, 0 for one that sees none; None if that is all of them.
+
+        What layers of the kind Media make of tokens that see none is zeros.
+        """
 
     def deepen(self, x: Array, number: int) -> Array:
         """Return x, [T, D], with one of the deeper embeddings of its images' rows added to them: the number-th, from 0.
@@ -259,13 +282,19 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """A place in a prompt where rows of embeddings stand instead of tokens."""
+    """A place in a prompt where rows of embeddings stand instead of tokens, or beside one."""
 
     count: int
     atomic: bool = False  # all in one step, however long that makes it
     both_ways: bool = False  # whether they see each other (then they are atomic); else each sees what is before it
     positions: npt.NDArray[np.int32] | None = None  # [streams, count], from 0; None: one after the other
-    length: int | None = None  # positions until what follows; None: count
+    length: int | None = None  # positions until what follows; None: as many as it has tokens
+    beside: bool = False  # one token stands for all of them, and keeps its own embedding: layers of the kind Media look
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that stand in the prompt for them."""
+        return 1 if self.beside else self.count
 
 
 @dataclass(frozen=True)
@@ -297,6 +326,11 @@ class Encoder(Module):
     @property
     def most_atomic(self) -> int:
         """Rows that atomic `Rows` have at most."""
+        return 0
+
+    @property
+    def most_beside(self) -> int:
+        """Rows beside the text that one image has at most."""
         return 0
 
     def prepare(self, picture: Picture) -> Prepared:

@@ -21,6 +21,7 @@ FIXTURES = Path(os.environ.get("PUNA_TEST_FIXTURES") or Path(__file__).parent / 
 DECODERS = (
     "llama-bpe", "llama-spm", "llama-quant", "llama4-scout", "llama4-maverick", "mistral-v3", "mistral-swa", "qwen2",
     "qwen3", "gemma3-text", "gemma3-vl", "qwen2.5-vl", "qwen3-vl", "mistral3", "llava", "llava-mistral", "llava-next",
+    "mllama",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from .serving import running_server, upload
 
 pytestmark = pytest.mark.asyncio
 
-FAMILIES = ["gemma3-vl", "llama4-scout", "mistral3", "qwen2.5-vl", "qwen3-vl"]
+FAMILIES = ["gemma3-vl", "llama4-scout", "mistral3", "mllama", "qwen2.5-vl", "qwen3-vl"]
 FILES = {
     "checkpoint": lambda folder: {file.name: file for file in sorted((folder / "hf").iterdir())},
     "pair": lambda folder: {file.name: file for file in sorted((folder / "gguf").glob("*.gguf"))},
@@ -163,7 +163,7 @@ async def test_a_second_turn_sees_and_computes_no_picture_again(tmp_path, family
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_what_one_client_has_shown_is_neither_decoded_nor_encoded_nor_read_again_for_another(tmp_path, family):
-    seen, same, new = base64_of(family, "gradient"), "What is it?", "Which colours are there?"
+    seen, same, new = base64_of(family, "gradient"), "What is it, and what is it made of?", "Which colours are there?"
     url = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{seen}"}}
 
     def session(address):

@@ -3,11 +3,13 @@
 import asyncio
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from puna.core.errors import BadModel, BadRequest, Busy, ContextTooLong, RunnerDied, Unsupported
+from puna.core.plugin import Rows
 from puna.core.scheduler import viewer
 from puna.core.scheduler.engine import EngineOptions
 from puna.core.scheduler.inline import InlineRunner
@@ -351,6 +353,21 @@ class Understated(Eye):
 
 def test_more_rows_together_than_the_encoder_says_are_refused():
     with opened(seeing(Understated, both_ways=True)) as runner, pytest.raises(BadModel, match="most_atomic says 3"):
+        run(runner.look(Media([A])))
+
+
+class Beside(Eye):
+    """An encoder whose rows stand beside the text, and are more than it says."""
+
+    most_beside = 19
+
+    def prepare(self, picture):
+        prepared = super().prepare(picture)
+        return replace(prepared, parts=tuple(replace(p, beside=True) for p in prepared.parts if isinstance(p, Rows)))
+
+
+def test_more_rows_beside_the_text_than_the_encoder_says_are_refused():
+    with opened(seeing(Beside)) as runner, pytest.raises(BadModel, match="20 rows beside the text; its encoder says"):
         run(runner.look(Media([A])))
 
 

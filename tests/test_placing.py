@@ -19,6 +19,7 @@ SEEING = {
     "qwen2.5-vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "mistral3": "[IMG]",
     "llava": "<image>",
+    "mllama": "<|image|>",
 }  # fixture -> what its template writes for an image
 A, B, C, D, E = (Media([name.encode()]) for name in "ABCDE")
 LOOP = "{{ range .Messages }}{{ .Content }};{{ end }}"

@@ -28,7 +28,7 @@ from puna.core.tensor.blocks import by_name
 from puna.core.tensor.cpu import CpuLoader, CpuMatrix
 from puna.core.tensor.source import TensorInfo
 from puna.core.tensor.weights import open_weights
-from puna.plugins import llama, llava, mistral, mistral_small, qwen2, qwen3, qwen3vl, qwen25vl
+from puna.plugins import llama, llava, mistral, mistral_small, mllama, qwen2, qwen3, qwen3vl, qwen25vl
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -517,7 +517,7 @@ def test_a_config_needs_a_constructor_for_each_kind_of_file_answered_to():
 
 # ---- the plugins that come with Puna -------------------------------------------------------------------------------
 
-OURS = [llama, llava, mistral, mistral_small, qwen2, qwen3, qwen3vl, qwen25vl]
+OURS = [llama, llava, mistral, mistral_small, mllama, qwen2, qwen3, qwen3vl, qwen25vl]
 
 
 @pytest.mark.parametrize("plugin", OURS, ids=lambda plugin: plugin.__name__)

@@ -72,7 +72,8 @@ def test_nothing_outside_the_plugins_compares_an_architecture_s_name(folder: str
 def test_every_built_in_plugin_loads() -> None:
     reports = {report.name: report.error for report in find_plugins() if report.distribution == "puna"}
     names = [
-        "gemma3", "llama", "llama4", "llava", "mistral", "mistral_small", "qwen2", "qwen25vl", "qwen3", "qwen3vl",
+        "gemma3", "llama", "llama4", "llava", "mistral", "mistral_small", "mllama", "qwen2", "qwen25vl", "qwen3",
+        "qwen3vl",
     ]  # fmt: skip
     assert reports == dict.fromkeys(names)
 

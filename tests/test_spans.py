@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from puna.core.memory.images import Image
 from puna.core.plugin import Prepared, Rows
-from puna.core.scheduler.spans import Span, Spans, spans_of
+from puna.core.scheduler.spans import Span, Spans, name_of, rows_of, spans_of
 
 NOTHING = np.zeros((0, 3), np.float32)
 
@@ -24,8 +24,8 @@ def placed(*parts, streams=1):
         if isinstance(part, int):
             at += part
         else:
-            spans.append(Span(at, part, 0, image(part)))
-            at += part.count
+            spans.append(Span(at, part, 0, image(part, key=bytes([at]))))
+            at += part.tokens
     return Spans(spans, streams)
 
 
@@ -106,3 +106,77 @@ def test_what_is_dropped_takes_whole_pictures_along():
 def test_an_image_may_have_several_stretches_of_rows():
     tiles = image(Rows(4), Rows(6))
     assert [(span.start, span.stop, span.first) for span in spans_of(tiles, [3, 9])] == [(3, 7, 0), (9, 15, 4)]
+
+
+# ---- beside the text -----------------------------------------------------------------------------------------------
+
+A, B, C = (Rows(count, beside=True) for count in (5, 7, 4))
+
+
+def seen(spans, token):
+    return [span.rows for span in spans.view(token)]
+
+
+def test_a_token_sees_the_image_shown_last_and_those_directly_before_it():
+    spans = placed(2, A, 3, B, C, 2)  # tokens 2, 6 and 7
+    assert [seen(spans, token) for token in range(10)] == [[], [], *[[A]] * 4, [B], *[[B, C]] * 3]
+    assert spans.seen_beside(0, 6).tolist() == [-1, -1, 4, 4, 4, 4]
+    assert spans.seen_beside(3, 6).tolist() == [4, 4, 4]
+    assert spans.seen_beside(6, 10).tolist() == [6, 10, 10, 10]
+    assert spans.widest == 11
+    assert (seen(placed(9), 5), placed(9).widest) == ([], 0)
+
+
+def test_a_token_stands_for_all_rows_beside_it():
+    spans = placed(2, A, 3, B, 1)
+    assert [(span.start, span.stop) for span in spans] == [(2, 3), (6, 7)]
+    assert spans.positions(0, 8).tolist() == [[*range(8)]]
+    assert [span.first for span in spans_of(image(A, B), [3, 9])] == [0, 5]
+    assert rows_of(spans_of(image(A, B), [3, 9])[1]).shape == (7, 4)
+
+
+def test_a_step_sees_no_more_than_one_view():
+    spans = placed(2, A, 3, B, C, 2)
+    assert [spans.cut(start, 20) for start in (0, 1, 2, 3, 5)] == [6, 5, 4, 3, 1]
+    assert [spans.cut(start, 4) for start in (6, 7, 9)] == [4, 4, 4]
+    assert spans.cut(0, 3) == 3
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([A, B, Rows(3, atomic=True)])), max_size=8))
+def test_pieces_of_a_prompt_see_what_the_whole_does(parts):
+    spans = placed(*(item for part in parts for item in part), 4)
+    total = sum(gap + rows.tokens for gap, rows in parts) + 4
+    for budget in (1, 3, 50):
+        at = 0
+        while at < total:
+            count = spans.cut(at, min(budget, total - at))
+            view, last = spans.view(at + count - 1), spans.seen_beside(at, at + count)
+            for token in range(at, at + count):
+                mine = spans.view(token)
+                assert mine == view[: len(mine)]
+                assert last[token - at] == sum(span.rows.count for span in mine) - 1
+            at += count
+
+
+def test_what_is_seen_beside_the_text_has_to_be_encoded_first():
+    shown = [Span(3, A, 0, image(A)), Span(4, B, 0, image(B, encoded=False)), Span(9, C, 0, image(C))]
+    spans = Spans(shown)
+    assert [spans.readable(start, 12) for start in (0, 3, 4, 5, 9)] == [4, 1, 0, 0, 3]
+    assert [span.rows for span in spans.needed(6, 12)] == [A, B, C]
+    assert [span.rows for span in spans.needed(10, 12)] == [C]
+
+
+def test_names_tell_views_apart():
+    spans = placed(2, A, B, 1, A, 3)
+    names = {name_of(spans.view(token)) for token in (2, 3, 5)}
+    assert len(names) == 3  # another image, though of equal size
+    again = Spans([Span(7, A, 0, spans.view(2)[0].image)])
+    assert name_of(again.view(8)) == name_of(spans.view(2))
+
+
+def test_views_move_with_what_is_dropped_before_them():
+    spans = placed(2, A, 3, B, C, 2)
+    spans.drop(1, 6)
+    assert [seen(spans, token) for token in range(4)] == [[], [B], [B, C], [B, C]]
+    spans.drop(1, 2)
+    assert [seen(spans, token) for token in range(3)] == [[], [C], [C]]

@@ -12,93 +12,18 @@ Source: paged attention, arXiv:2309.06180, sections 4.2 to 4.5.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..plugin import CacheLayer, Causal, Chunk, Window
+from ..plugin import CacheLayer, Causal, Chunk, Media, Window
+from .looks import Look
+from .pool import BLOCK, Pool
 
-BLOCK = 32  # positions
+__all__ = ["BLOCK", "BlockTable", "Blocks", "Capacity", "Pool", "blocks_of", "first_seen", "kinds_of"]
 
 Kind = Causal | Window | Chunk
-
-
-class Pool:
-    """The blocks of one group: each is held by some sequences, or kept for its contents, or empty.
-
-    touched: blocks below this number have been in use. returned: how often one came free.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count = self.touched = self.returned = 0
-        self._empty: list[int] = []
-        self._kept: OrderedDict[int, None] = OrderedDict()  # held by nobody, the one unused for longest first
-        self._holders: list[int] = []
-        self._name: list[bytes | None] = []
-        self._named: dict[bytes, int] = {}
-        self.grow(count)
-
-    def grow(self, count: int) -> None:
-        """Have that many blocks, if there are fewer."""
-        more = range(self.count, count)
-        self._empty = [*reversed(more), *self._empty]  # those that memory was found for already come first
-        self._holders += [0] * len(more)
-        self._name += [None] * len(more)
-        self.count = max(self.count, count)
-
-    @property
-    def available(self) -> int:
-        """Blocks that `take` could give."""
-        return len(self._empty) + len(self._kept)
-
-    @property
-    def held(self) -> int:
-        """Blocks that sequences hold."""
-        return self.count - self.available
-
-    @property
-    def kept(self) -> int:
-        """Blocks that nobody holds, whose contents are still good."""
-        return len(self._kept)
-
-    def take(self) -> int:
-        """Return a block for new contents, held once. There must be one available."""
-        if self._empty:
-            block = self._empty.pop()
-            self.touched = max(self.touched, block + 1)
-        else:
-            block, _ = self._kept.popitem(last=False)
-            del self._named[self._name[block]]  # type: ignore[arg-type]  # what is kept has a name
-            self._name[block] = None
-        self._holders[block] = 1
-        return block
-
-    def find(self, name: bytes) -> int | None:
-        """Return the block of that name, if there is one."""
-        return self._named.get(name)
-
-    def hold(self, block: int) -> None:
-        """Hold a block that `find` returned once more."""
-        if self._holders[block] == 0:
-            del self._kept[block]
-        self._holders[block] += 1
-
-    def name(self, block: int, name: bytes) -> None:
-        """Let others find a held block, unless there is one of that name already."""
-        if self._named.setdefault(name, block) == block:
-            self._name[block] = name
-
-    def give_back(self, block: int) -> None:
-        """Hold a block once less."""
-        self._holders[block] -= 1
-        if self._holders[block] == 0:
-            self.returned += 1
-            if self._name[block] is None:
-                self._empty.append(block)
-            else:
-                self._kept[block] = None
 
 
 @dataclass(frozen=True)
@@ -108,11 +33,12 @@ class Capacity:
     positions: int  # of layers that see everything, over all sequences
     sequences: int  # in progress at once
     step_tokens: int  # that all of them together add in one step
+    beside: int = 0  # rows beside the text that one of them looks at
 
 
 def kinds_of(layout: Sequence[CacheLayer]) -> list[Kind]:
-    """Return the kinds of layers there are, each once, in the order in which they occur."""
-    return list(dict.fromkeys(layer.kind for layer in layout))
+    """Return the kinds of layers that keep tokens, each once, in the order in which they occur."""
+    return list(dict.fromkeys(layer.kind for layer in layout if not isinstance(layer.kind, Media)))
 
 
 def blocks_of(kind: Kind, capacity: Capacity) -> int:
@@ -122,6 +48,11 @@ def blocks_of(kind: Kind, capacity: Capacity) -> int:
         return whole
     # What a step adds is shared among them.
     return min(whole, capacity.sequences * most_held(kind) + -(-capacity.step_tokens // BLOCK))
+
+
+def blocks_beside(capacity: Capacity) -> int:
+    """Return how many blocks keep what sequences look at beside the text, whatever that is."""
+    return capacity.sequences * -(-capacity.beside // BLOCK)
 
 
 def most_held(kind: Window | Chunk) -> int:
@@ -150,16 +81,18 @@ class Blocks:
     def __init__(self, kinds: Sequence[Kind], capacity: Capacity) -> None:
         self.kinds, self.capacity = kinds, capacity
         self.pools = [Pool(blocks_of(kind, capacity)) for kind in kinds]
+        self.beside = Pool(blocks_beside(capacity))  # of rows that tokens look at, not of tokens
 
     def knows(self, name: bytes) -> bool:
         """Whether a block of that name is there."""
         return any(pool.find(name) is not None for pool in self.pools)
 
-    def grow(self, positions: int) -> None:
-        """Hold that many positions, which are more than now."""
-        self.capacity = replace(self.capacity, positions=positions)
+    def grow(self, positions: int, beside: int = 0) -> None:
+        """Hold that many positions, and for each sequence as many rows beside the text, if these are more than now."""
+        capacity = self.capacity = replace(self.capacity, positions=positions, beside=max(beside, self.capacity.beside))
         for kind, pool in zip(self.kinds, self.pools, strict=True):
-            pool.grow(blocks_of(kind, self.capacity))
+            pool.grow(blocks_of(kind, capacity))
+        self.beside.grow(blocks_beside(capacity))
 
     def table(self, salt: bytes = b"", *, back: int = 0, marks: Marks = no_marks) -> BlockTable:
         """Return the table of a new sequence. Only those of equal salt share blocks: it stands for what else counts.
@@ -171,7 +104,7 @@ class Blocks:
 
 
 class BlockTable:
-    """Where one sequence's positions are: `length` of them are computed."""
+    """Where one sequence's positions are: `length` of them are computed. `look`: what it sees beside them."""
 
     def __init__(self, blocks: Blocks, salt: bytes, back: int, marks: Marks) -> None:
         self.length = 0
@@ -179,6 +112,7 @@ class BlockTable:
         self._tables: list[list[int]] = [[] for _ in blocks.pools]
         self._gone = [0] * len(blocks.pools)  # leading blocks that the sequence no longer sees and has given back
         self._names: list[bytes] = []  # of the blocks that are full
+        self.look = Look(blocks.beside)
 
     @property
     def returned(self) -> int:
@@ -260,6 +194,7 @@ class BlockTable:
     def advance(self, tokens: Sequence[int], count: int) -> None:
         """Note that `count` more positions are computed. tokens: all of the sequence's, from the first on."""
         self.length += count
+        self.look.fresh = False
         if self.length // BLOCK > len(self._names) and not self._back:
             full = len(self._names)
             self._names = self._names_of(tokens, self.length // BLOCK)
@@ -288,6 +223,7 @@ class BlockTable:
             self._tables[group], self._gone[group] = [], 0
         self._names = []
         self.length = 0
+        self.look.clear()
 
     def _names_of(self, tokens: Sequence[int], count: int) -> list[bytes]:
         """Return the names of the first `count` blocks, each a hash of the one before and its own tokens."""

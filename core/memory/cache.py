@@ -6,7 +6,7 @@ to what is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
@@ -15,21 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadModel, BadSetting
-from ..plugin import Array, CacheLayer, Chunk, LayerCache, Window
+from ..plugin import Array, CacheLayer, Chunk, LayerCache, Media, Window
 from ..tensor.checks import expect
 from ..tensor.cpu_attention import CpuSeen, CpuSpans
 from ..tensor.ops import add_rows
-from ..tensor.simd import LANES
 from ..tensor.tiles import CODED, SUB, ElementType, Tiles, new_tiles, store
-from .blocks import BLOCK, Blocks, BlockTable, Capacity, blocks_of, kinds_of
+from .beside import TILES, Beside, BesideLayer, BesideStep, tiles_of_blocks
+from .blocks import BLOCK, Blocks, BlockTable, Capacity, blocks_beside, blocks_of, kinds_of
+from .pool import Pool
 
 __all__ = ["Cache", "Capacity", "ElementType", "Insert", "Rows", "StepView", "check_element"]
 
 Integers = npt.NDArray[np.int32]
 # In place of which token the first of an image's rows stands, and the rows, [n, (1 + deeper) · D].
 Insert = tuple[int, npt.NDArray[np.float32]]
-
-TILES = BLOCK // LANES  # of a block
 
 
 def check_element(layout: Sequence[CacheLayer], element: ElementType) -> None:
@@ -49,7 +48,8 @@ class Cache:
         check_element(layout, element)
         self.layout = layout
         kinds = kinds_of(layout)
-        self.group_of = [kinds.index(layer.kind) for layer in layout]
+        # Layers that keep no tokens but what is beside them come last: they are a group of their own.
+        self.group_of = [kinds.index(layer.kind) if layer.kind in kinds else len(kinds) for layer in layout]
         self.blocks = Blocks(kinds, capacity)
         self._element = element
         try:
@@ -64,40 +64,54 @@ class Cache:
         return sum(tiles.nbytes for tiles in self.tiles)
 
     @property
+    def pools(self) -> list[Pool]:
+        """The blocks of each group."""
+        return [*self.blocks.pools, self.blocks.beside]
+
+    @property
     def held_bytes(self) -> int:
         """Bytes of the blocks that sequences hold now."""
-        return self._bytes_of([pool.held for pool in self.blocks.pools])
+        return self._bytes_of([pool.held for pool in self.pools])
 
     @property
     def resident_bytes(self) -> int:
         """Bytes that have been written to, and so are memory and not just addresses."""
-        return self._bytes_of([pool.touched for pool in self.blocks.pools])
+        return self._bytes_of([pool.touched for pool in self.pools])
 
-    def grow(self, positions: int) -> None:
-        """Hold that many positions, if it is less now. Raises MemoryError, and nothing has changed then."""
-        if positions <= self.blocks.capacity.positions:
+    def grow(self, positions: int, beside: int = 0) -> None:
+        """Hold that many positions, and rows beside the text that a sequence looks at, if it is less now.
+
+        Raises MemoryError, and nothing has changed then.
+        """
+        now = self.blocks.capacity
+        wanted = now
+        if positions > now.positions:
+            positions = max(positions, now.positions * 3 // 2)  # as growing copies what there is
+            wanted = replace(wanted, positions=positions)
+        if beside > now.beside:
+            wanted = replace(wanted, beside=beside)
+        if wanted == now:
             return
-        positions = max(positions, self.blocks.capacity.positions * 3 // 2)  # as growing copies what there is
-        tiles = self._new_tiles(replace(self.blocks.capacity, positions=positions))
+        tiles, pools = self._new_tiles(wanted), self.pools
         for new, old, group in zip(tiles, self.tiles, self.group_of, strict=True):
-            used = self.blocks.pools[group].touched * TILES
+            used = pools[group].touched * TILES
             for target, source in zip(new, old, strict=True):
                 target[:used] = source[:used]
-        self.blocks.grow(positions)
+        self.blocks.grow(wanted.positions, wanted.beside)
         self.tiles = tiles
 
     def _new_tiles(self, capacity: Capacity) -> list[Tiles]:
-        counts = [blocks_of(kind, capacity) * TILES for kind in self.blocks.kinds]
+        counts = [*(blocks_of(kind, capacity) for kind in self.blocks.kinds), blocks_beside(capacity)]
         return [
-            new_tiles(counts[group], c.heads, c.key_size, c.value_size, self._element)
+            new_tiles(counts[group] * TILES, c.heads, c.key_size, c.value_size, self._element)
             for c, group in zip(self.layout, self.group_of, strict=True)
         ]
 
     def _bytes_of(self, counts: Sequence[int]) -> int:
         """Return the bytes of so many blocks of each group, in all its layers."""
-        pools = self.blocks.pools
+        sizes = [pool.count for pool in self.pools]
         pairs = zip(self.tiles, self.group_of, strict=True)
-        return sum(tiles.nbytes // pools[group].count * counts[group] for tiles, group in pairs)
+        return sum(tiles.nbytes // sizes[group] * counts[group] for tiles, group in pairs if counts[group])
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,7 @@ class Rows:
     stop: int
     positions: Integers | None = None  # [streams, n]; None: the tokens' own numbers in their sequence, in each stream
     until: Integers | None = None  # [n], the last token that each sees; None: itself
+    beside: Beside | None = None  # what they see beside the text
 
 
 class GroupStep:
@@ -126,8 +141,7 @@ class GroupStep:
         places = [part.table.places(self._group) for part in rows]
         starts = [0, *accumulate(map(len, places))]  # where each sequence's blocks begin
         blocks = np.fromiter(chain.from_iterable(places), np.int32, starts[-1])
-        tiles = self.table[: len(blocks) * TILES].reshape(-1, TILES)
-        np.add(blocks[:, None] * TILES, np.arange(TILES), tiles, casting="unsafe")
+        tiles_of_blocks(blocks, self.table)
         self.spans[:] = [
             (part.start, part.stop, part.table.length, start * TILES) for part, start in zip(rows, starts, strict=False)
         ]
@@ -156,6 +170,10 @@ class StepLayer:
             until=self._until,
         )
 
+    def look(self, keep: Callable[[Array], tuple[Array, Array]]) -> CpuSeen:
+        """Raise BadModel."""
+        raise BadModel(f"cache.look in a layer of the kind {self._declared.kind}: only those of the kind Media can")
+
 
 class StepView:
     """What one forward pass works on (`puna.core.plugin.Step`)."""
@@ -179,9 +197,13 @@ class StepView:
         self.positions: Integers = np.empty(T if streams == 1 else (streams, T), np.int32)
         until = np.empty(T, np.int32) if any(part.until is not None for part in rows) else None
         sizes = [size * room for size in tiles_of(cache, rows)]
-        self._groups = [GroupStep(group, rows[-1].stop, len(rows), size) for group, size in enumerate(sizes)]
+        self._groups = [GroupStep(group, T, len(rows), size) for group, size in enumerate(sizes)]
+        shares = [part.beside for part in rows]
+        self._beside = BesideStep(shares, T, room) if any(shares) else None
         self.cache: list[LayerCache] = [
-            StepLayer(declared, tiles, self._groups[group], until)
+            BesideLayer(declared, tiles, self._beside)
+            if isinstance(declared.kind, Media)
+            else StepLayer(declared, tiles, self._groups[group], until)
             for declared, tiles, group in zip(cache.layout, cache.tiles, cache.group_of, strict=True)
         ]
         self.refill(cache, rows)
@@ -190,6 +212,11 @@ class StepView:
             for part in rows:
                 if part.until is not None:
                     until[part.start : part.stop] = part.until
+
+    @property
+    def sees(self) -> npt.NDArray[np.float32] | None:
+        """[T, 1]: which rows see anything beside the text."""
+        return None if self._beside is None else self._beside.sees
 
     def deepen(self, x: Array, number: int) -> Array:
         """Return x with the number-th deeper embedding of images' rows added to them, where they have so many."""
@@ -202,10 +229,12 @@ class StepView:
     def refill(self, cache: Cache, rows: Sequence[Rows]) -> bool:
         """Work on other rows, as many for as many sequences; False, and nothing changed, if there is no room.
 
-        What they see is not changed: that is for rows that see no further than to themselves.
+        How far they see in the text is not changed: that is for rows that see no further than to themselves.
         """
         sizes = tiles_of(cache, rows)
         if any(len(group.table) < size for group, size in zip(self._groups, sizes, strict=True)):
+            return False
+        if self._beside is not None and not self._beside.fill([(part.start, part.stop, part.beside) for part in rows]):
             return False
         shift = [part.table.length - part.start for part in rows]
         self._numbers[:] = np.repeat(shift, [part.stop - part.start for part in rows])

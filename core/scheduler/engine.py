@@ -84,8 +84,9 @@ class Engine:
         self._options = options
         self._scheduler = Scheduler(options.limits)
         self._pace = pace or Pace()
-        together = model.vision.most_atomic if model.vision else 0
-        capacity = Capacity(options.positions, options.limits.sequences, options.limits.step_tokens + together)
+        together, beside = (model.vision.most_atomic, model.vision.most_beside) if model.vision else (0, 0)
+        capacity = Capacity(options.positions, options.limits.sequences, options.limits.step_tokens + together, beside)
+        self._beside = beside
         self._cache = Cache(model.cache, options.cache_type, capacity)
         self._steps = Steps(model, self._cache)
         self._draft = DraftModel(draft, options.cache_type, capacity, self._pace) if draft else None
@@ -103,7 +104,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """What was done, and what is held now."""
         caches = [self._cache, self._draft.cache] if self._draft else [self._cache]
-        pools, scheduler = [pool for cache in caches for pool in cache.blocks.pools], self._scheduler
+        pools, scheduler = [pool for cache in caches for pool in cache.pools], self._scheduler
         return msgspec.structs.replace(
             self._counts,
             preemptions=scheduler.preemptions,
@@ -183,12 +184,18 @@ class Engine:
     def _add(self, sequence: Sequence) -> None:
         """Queue a sequence, after the cache has become large enough for it alone."""
         self._scheduler.add(sequence)
+        longest, widest, room = sequence.longest, sequence.spans.widest, sequence.request.num_ctx
+        if widest > max(room, self._beside):  # an image alone may have more: there is room for that in any case
+            found = f"images that are seen together have {widest} rows, and the context holds {room}"
+            self._ends.fail([sequence], "bad_request", f"{found}: raise num_ctx, or put text between images")
+            return
         try:
-            self._cache.grow(sequence.longest)
+            self._cache.grow(longest, widest)
             if self._draft:
-                self._draft.cache.grow(sequence.longest)
+                self._draft.cache.grow(longest)
         except MemoryError:
-            self._ends.fail([sequence], "bad_request", f"there is no memory for a context of {sequence.longest} tokens")
+            rows = f" and {widest} rows of images" if widest else ""
+            self._ends.fail([sequence], "bad_request", f"there is no memory for a context of {longest} tokens{rows}")
 
     def _encode(self) -> None:
         """Do a slice of what is to be done for images that sequences in progress wait for."""

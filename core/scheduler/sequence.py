@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from ..memory.beside import Beside
 from ..memory.blocks import BLOCK, BlockTable
 from ..memory.cache import Insert, Rows
 from ..memory.images import Image
@@ -18,7 +19,7 @@ from .guess import Guesser
 from .logprobs import sampled_logprob
 from .messages import Event, Finished, FinishReason, Generate, Piece
 from .reply import Reply
-from .spans import Spans
+from .spans import Spans, name_of, rows_of
 
 
 class Sequence:
@@ -66,24 +67,33 @@ class Sequence:
     @property
     def images(self) -> list[Image]:
         """Images that have to be encoded before all of the sequence can be read, in order."""
-        found = [span.image for span in self.spans.within(self.table.length, len(self.tokens))]
+        found = [span.image for span in self.spans.needed(self.table.length, len(self.tokens))]
         return [image for image in dict.fromkeys(found) if image.rows is None]
 
     def part(self, start: int, count: int) -> Rows:
         """Return the share in a step, from its row `start` on, of the next `count` tokens."""
         first, last = self.table.length, self.table.length + count
         positions, until = self.spans.positions(first, last), self.spans.until(first, last)
-        return Rows(self.table, start, start + count, positions, until)
+        return Rows(self.table, start, start + count, positions, until, self._beside(first, last))
+
+    def _beside(self, first: int, last: int) -> Beside | None:
+        """Turn to what tokens first..last see beside the text, and return it; None if that is nothing."""
+        view = self.spans.view(last - 1)
+        if not view:
+            return None
+        look = self.table.look
+        look.turn(name_of(view), sum(span.rows.count for span in view))
+        fresh = tuple(map(rows_of, view)) if look.fresh else ()
+        return Beside(look.blocks, self.spans.seen_beside(first, last), fresh)
 
     def inserts(self, start: int, count: int) -> list[Insert]:
         """Return the embeddings of the next `count` tokens that are no tokens, in a step from its row `start` on."""
         first, last = self.table.length, self.table.length + count
         found = []
         for span in self.spans.within(first, last):
-            low, high = max(first, span.start), min(last, span.stop)
-            assert span.image.rows is not None, "the scheduler waits for images"
-            rows = span.image.rows[span.first + low - span.start : span.first + high - span.start]
-            found.append((start + low - first, rows))
+            if not span.rows.beside:
+                low, high = max(first, span.start), min(last, span.stop)
+                found.append((start + low - first, rows_of(span)[low - span.start : high - span.start]))
         return found
 
     def advance(self, count: int) -> list[tuple[Image, bytes]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..errors import BadModel
 from ..memory.cache import Cache, Insert, Rows, StepView
 from ..model import LoadedModel
-from ..plugin import LayerCache
+from ..plugin import Array, LayerCache
 from ..tensor.ops import insert
 from ..tensor.recorded import Recorded
 from ..tensor.tape import Memory, Tape, recording
@@ -38,6 +38,10 @@ class _RecordedLayer:
         """Store and return what `layer` does."""
         return self.layer.extend(k.data, v.data)
 
+    def look(self, keep: Callable[[Array], tuple[Array, Array]]) -> Any:
+        """Return what `layer` does. Steps in which it would have to call `keep` are not recorded."""
+        return self.layer.look(keep)
+
 
 @dataclass(frozen=True)
 class _RecordedView:
@@ -45,6 +49,7 @@ class _RecordedView:
 
     positions: Any
     cache: list[LayerCache]
+    sees: Any
 
     def deepen(self, x: Any, number: int) -> Any:
         """Return x: no step with images is recorded."""
@@ -69,7 +74,8 @@ class Steps:
         self._model, self._cache = model.model, cache
         self._vocabulary, self._streams = model.config.vocabulary, model.architecture.streams
         self._tiles = cache.tiles
-        self._recordings: OrderedDict[tuple[int, int], _Recording | None] = OrderedDict()  # None: done once so far
+        # By tokens, sequences, and whether any sees media. None: done once so far.
+        self._recordings: OrderedDict[tuple[int, int, bool], _Recording | None] = OrderedDict()
         self._memory = Memory()
         self._records = True
 
@@ -85,7 +91,8 @@ class Steps:
 
         rows: which tokens belong to which sequence. inserts: rows of images that stand in place of tokens.
         """
-        if self._records and len(wanted) == len(tokens) <= FEW and not inserts:
+        new = inserts or any(part.beside and part.beside.fresh for part in rows)
+        if self._records and len(wanted) == len(tokens) <= FEW and not new:
             return self._short(tokens, rows)
         return self._long(tokens, rows, wanted, inserts)
 
@@ -106,7 +113,7 @@ class Steps:
         if self._tiles is not self._cache.tiles:  # it has grown
             self._tiles = self._cache.tiles
             self._recordings.clear()
-        shape = len(tokens), len(rows)
+        shape = len(tokens), len(rows), any(part.beside for part in rows)
         known, found = shape in self._recordings, self._recordings.pop(shape, None)
         if found is not None and not (found.table is TEAM.ready() and found.view.refill(self._cache, rows)):
             found = None
@@ -124,7 +131,8 @@ class Steps:
         """Do the step and note it down; None, and for good, if the model's code does more than can be noted."""
         ids, tape = np.array(tokens, np.int32), Tape(self._memory)
         view = StepView(self._cache, rows, streams=self._streams, room=ROOM)
-        step = _RecordedView(Recorded(view.positions), [_RecordedLayer(layer) for layer in view.cache])
+        layers: list[LayerCache] = [_RecordedLayer(layer) for layer in view.cache]
+        step = _RecordedView(Recorded(view.positions), layers, None if view.sees is None else Recorded(view.sees))
         model: Any = self._model
         try:
             with recording(tape):

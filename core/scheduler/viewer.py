@@ -57,7 +57,7 @@ class Viewer:
         """
         image = await self._shown(await self._key(media), media)
         self._remember(image)
-        parts = [part if isinstance(part, str) else part.count for part in image.prepared.parts]
+        parts = [part if isinstance(part, str) else part.tokens for part in image.prepared.parts]
         return Sight(parts, self._placeholder)
 
     async def place(self, request: Generate, held: AsyncExitStack) -> list[Span]:
@@ -70,7 +70,7 @@ class Viewer:
             image = await self._looked_at(placed.media)
             self._images.hold(image)
             held.callback(self._images.release, image)
-            expected = [part.count for part in image.prepared.parts if isinstance(part, Rows)]
+            expected = [part.tokens for part in image.prepared.parts if isinstance(part, Rows)]
             if [count for _, count in placed.at] != expected:
                 raise BadRequest(f"an image has rows for {expected} tokens, and the prompt places for {placed.at}")
             spans += spans_of(image, [start for start, _ in placed.at])
@@ -158,4 +158,7 @@ class Viewer:
         atomic = max((part.count for part in rows if part.atomic or part.both_ways), default=0)
         if atomic > encoder.most_atomic:  # steps and caches have room for so many
             raise BadModel(f"an image has {atomic} atomic rows; its encoder's most_atomic says {encoder.most_atomic}")
+        beside = sum(part.count for part in rows if part.beside)
+        if beside > encoder.most_beside:
+            raise BadModel(f"an image has {beside} rows beside the text; its encoder says {encoder.most_beside}")
         return prepared

@@ -44,6 +44,7 @@ class CpuSeen:
     window: int = 0  # 0: everything before
     chunk: int = 0  # 0: everything before
     until: Integers | None = None  # [T], the last position that each row sees; None: its own
+    sees: Floats | None = None  # [T, 1], 0 for rows that see nothing, which get zeros; None: all see something
 
 
 @ops.sharpness.register(np.ndarray)
@@ -79,7 +80,14 @@ def attend(q: Floats, seen: CpuSeen, *, scale: float, soft_cap: float | None = N
             raise BadModel(f"attention of {H} query heads of {E} over {K} key heads of {size}: they do not fit")
         work = q, span.tiles, span.rows, span.table, sight, np.float32(factor), np.float32(bend_to)
         do(attend_spans, TEAM.ready(), *work, out)
+    if seen.sees is not None:
+        do(_blank, seen.sees, out)
     return out.reshape(T, H * seen.value_size)
+
+
+def _blank(sees: Floats, out: Floats) -> None:
+    """Write zeros where the kernel has nothing to divide by."""
+    out[sees[:, 0] == 0] = 0
 
 
 @ops.attend_all.register(np.ndarray)

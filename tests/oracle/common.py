@@ -50,6 +50,7 @@ NEAR_TIE = 0.02  # between the two best logits: below it a continuation would be
 EVERY = 4  # of the rows of logits of long prompts one in so many is kept
 
 Inputs = dict[str, Any]  # what a model of transformers is called with
+Talks = dict[str, tuple[list[dict[str, Any]], list[str]]]  # by name: messages, and the names of pictures in their order
 
 SENTENCES = (
     "The ferry left the island an hour before the storm came in from the west.",
@@ -97,6 +98,14 @@ class Variant:
     def scale(self, name: str, shape: tuple[int, ...]) -> tuple[float, float] | None:
         """Return mean and deviation of a parameter that needs others than `usual_scale`."""
         return None
+
+    def mended(self, model: Any) -> Any:
+        """Return the model that is the reference, if transformers does not compute what the family's models do."""
+        return model
+
+    def conversations(self) -> Talks:
+        """Return what prompts with pictures are made of."""
+        return conversations()
 
     def inputs(self, processor: Any, text: str, pictures: list[Image.Image]) -> Inputs:
         """Return what the model is called with for a rendered prompt."""
@@ -316,14 +325,15 @@ def image_cases(
     return cases
 
 
-def conversations() -> dict[str, tuple[list[dict[str, Any]], list[str]]]:
-    """Return conversations with pictures, and the names of these in their order."""
+def said(*parts: Any, role: str = "user") -> dict[str, Any]:
+    """Return a message of texts and pictures."""
+    texts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return {"role": role, "content": texts}
+
+
+def conversations() -> Talks:
+    """Return conversations with pictures."""
     image = {"type": "image"}
-
-    def said(*parts: Any, role: str = "user") -> dict[str, Any]:
-        texts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
-        return {"role": role, "content": texts}
-
     later = [said("Look: ", image, QUESTIONS[1]), said(REPLY, role="assistant"), said(QUESTIONS[3])]
     return {
         "one": ([said(image, QUESTIONS[0])], ["gradient"]),
@@ -339,7 +349,7 @@ def talk_cases(
     processor = AutoProcessor.from_pretrained(hf, use_fast=variant.fast_processor)
     tok, cases = processor.tokenizer, []
     token = tok.convert_tokens_to_ids(variant.placeholder)
-    for name, (messages, names) in conversations().items():
+    for name, (messages, names) in variant.conversations().items():
         rendered = tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         inputs = variant.inputs(processor, rendered, [on_white(pictures[each]) for each in names])
         ids = inputs["input_ids"][0].tolist()
@@ -379,7 +389,7 @@ def _make(variant: Variant, seed: int, folder: Path) -> float:
     hf.mkdir(parents=True)
     tok = write_tokenizer(variant, hf)
     write_checkpoint(variant, seed, hf, tok)
-    model, pictures = load(hf), write_pictures(variant, seed, folder / "images")
+    model, pictures = variant.mended(load(hf)), write_pictures(variant, seed, folder / "images")
     text = text_cases(variant, model, tok, expected)
     images = image_cases(variant, model, hf, pictures, expected)
     talks = talk_cases(variant, model, hf, pictures, expected)
