@@ -84,9 +84,9 @@ def test_sequences_outgrow_their_recording_and_are_recorded_anew(monkeypatch):
     loaded = model(SMALL, precise=False)
     talks = Talks(loaded, 1)
     talks.step((1,)), talks.step((1,))
-    first = talks.steps._recordings[1, 1]
+    first = talks.steps._recordings[1, 1, False]
     found = [talks.step((1,)) for _ in range(300)]
-    assert talks.steps._recordings[1, 1] is not first
+    assert talks.steps._recordings[1, 1, False] is not first
     monkeypatch.setattr(module, "FEW", 0)
     plain = Talks(loaded, 1)
     plain.step((1,)), plain.step((1,))
