@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,7 +34,7 @@ from puna.core.scheduler.spans import Spans
 from puna.core.scheduler.viewer import Viewer
 
 from .engines import NoStops
-from .subjects import PLACEHOLDER, PROMPTS, TOKENS, Spoken, Subject, prompts, subjects
+from .subjects import PLACEHOLDER, PROMPTS, TOKENS, Spoken, Subject, prompts, seen, subjects
 
 Floats = npt.NDArray[np.float32]
 
@@ -295,11 +295,21 @@ def faults(given: Subject, schedule: Schedule, *, threads: int = 2) -> list[str]
 def faults_of(given: Subject, play: Play) -> list[str]:
     """Return what was not as it should be in a schedule that was played."""
     found = [fault for outcome in play.outcomes if (fault := _fault(given, outcome)) is not None]
+    found += [fault for outcome in play.outcomes for fault in _rows_off(given, outcome)]
     if (held := play.engine.stats.held_blocks) > 0:
         found.append(f"{held} blocks are held by nobody")
     if held := {image for outcome in play.outcomes for image in outcome.images if image.holders}:
         found.append(f"{len(held)} pictures are held by nobody")
     return found
+
+
+def _rows_off(given: Subject, outcome: Outcome) -> Iterator[str]:
+    """Say which pictures, as far as they are kept, were encoded to other rows than they are alone."""
+    due = dict.fromkeys(seen(given, placed.media.frames[0]) for placed in outcome.visit.request.media)
+    for alone, image in zip(due, dict.fromkeys(outcome.images), strict=bool(outcome.images)):
+        off = 0.0 if image.rows is None else np.abs(image.rows - alone.rows).max()
+        if not off <= (CLOSE if given.precise else 0.0):
+            yield f"the rows of a picture are off by {off:.3g}"
 
 
 def _fault(given: Subject, outcome: Outcome) -> str | None:

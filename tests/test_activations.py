@@ -228,6 +228,14 @@ def test_each_patch_is_multiplied_with_the_kernel(images, kernel):
     np.testing.assert_allclose(conv_patches(pixels, weight), conv_twin(pixels, weight), rtol=1e-4, atol=1e-4)
 
 
+def test_a_patch_is_the_same_in_any_company():
+    rng = np.random.default_rng(0)
+    pixels, weight = rng.standard_normal((7, 3, 28, 42), np.float32), rng.standard_normal((48, 3, 14, 14), np.float32)
+    together = conv_patches(pixels, weight)
+    for image in range(7):
+        np.testing.assert_array_equal(conv_patches(pixels[image : image + 1], weight)[0], together[image])
+
+
 @pytest.mark.parametrize("images", [(1, 3, 8, 9), (1, 2, 8, 8), (1, 3, 2, 8, 8)])
 def test_images_that_patches_do_not_fill_are_refused(images):
     with pytest.raises(BadModel, match=r"images \[1, .*\] are not made of patches that weights \[5, 3, 4, 4\] take"):

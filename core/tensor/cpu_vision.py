@@ -10,8 +10,11 @@ import numpy.typing as npt
 from ..errors import BadModel
 from . import ops
 from .activations import PIECE, layer_norm_rows, pieces_of
+from .blocks import by_name
 from .checks import ANY, expect
+from .packing import pack
 from .pointwise import activate_in_place
+from .product import job_of, multiply_all
 from .tape import contiguous, do, room
 
 Floats = npt.NDArray[np.float32]
@@ -81,9 +84,11 @@ def conv_patches(pixels: Floats, weight: Floats, bias: Floats | None = None) -> 
     expect("conv_patches: pixels", pixels)
     expect("conv_patches: weight", weight)
     patches = _unfold(pixels, weight.shape)
-    kernels = weight.reshape(len(weight), -1)
-    # As one product: of many images numpy would make one each, which for few patches is much slower.
-    out: Floats = (patches.reshape(-1, kernels.shape[1]) @ kernels.T).reshape(*patches.shape[:2], len(kernels))
+    # Not numpy's product, whose last bits differ with what is multiplied beside a patch, and from call to call.
+    raw = np.ascontiguousarray(weight.reshape(len(weight), -1)).view(np.uint8)
+    job = job_of(pack(raw, by_name("F32")), len(weight))
+    (found,) = multiply_all(patches.reshape(-1, patches.shape[2]), [job])
+    out = found.reshape(*patches.shape[:2], len(weight))
     if bias is not None:
         expect("conv_patches: bias", bias, weight.shape[:1])
         out += bias
