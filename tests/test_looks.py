@@ -1,5 +1,6 @@
 """What sequences look at beside the text: which blocks they hold, who shares them, and that there are always enough."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,6 +65,18 @@ def test_a_view_that_nobody_looks_at_is_kept_until_its_place_is_wanted():
     assert not one.fresh
     one.turn(b"a", 2 * BLOCK)
     assert one.fresh
+
+
+def test_a_view_that_has_no_room_gives_back_what_it_has_taken():
+    pool, one, other = looks(2, blocks=4)
+    one.turn(b"a", 2 * BLOCK)
+    done(one)
+    with pytest.raises(KeyError):
+        other.turn(b"b", 3 * BLOCK)
+    other.clear()
+    assert pool.held == 2
+    other.turn(b"b", 2 * BLOCK)
+    assert other.fresh and len(set(one.blocks) | set(other.blocks)) == 4
 
 
 def test_a_view_of_which_a_part_has_gone_is_filled_anew_and_whole_from_then_on():

@@ -39,11 +39,15 @@ class Look:
         names = [hashlib.sha256(view + at.to_bytes(8)).digest() for at in range(-(-rows // BLOCK))]
         found = [self._pool.find(name) for name in names]
         self._view, self.fresh = view, None in found
+        # Noted one by one, so that `clear` gives all of them back if there are not enough.
         for block in found:
             if block is not None:
                 self._pool.hold(block)
+                self._blocks.append(block)
         # Some may have gone; what is left of the rest is not worth telling which rows it lacks.
-        self._blocks = [self._take(name) if block is None else block for block, name in zip(found, names, strict=True)]
+        for place, (block, name) in enumerate(zip(found, names, strict=True)):
+            if block is None:
+                self._blocks.insert(place, self._take(name))
 
     def _take(self, name: bytes) -> int:
         block = self._pool.take()

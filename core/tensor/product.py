@@ -180,7 +180,7 @@ def multiply_pair(records, units, pair, low, high, count, codes, starts, pairs, 
 
 
 def multiply_wide_pair(records, units, pair, low, high, count, x, _starts, _pairs, _steps, widened, total):
-    """As above, for weights that are float32; x: the address of `floats_in_tiles`."""
+    """As above, for weights that are float32; x: the address of what `copy_rows` fills."""
     padded = padded_count(count)
     for first in range(0, units, WIDE_CHUNK):
         here = min(WIDE_CHUNK, units - first)
@@ -201,7 +201,7 @@ def multiply_wide_pair(records, units, pair, low, high, count, x, _starts, _pair
 
 
 def multiply_rounded_pair(records, units, pair, low, high, count, codes, _starts, _pairs, steps, _scratch, total):
-    """As above, for weights of 16 bits; codes, steps: addresses of `sixteens`. They are multiplied as they lie."""
+    """As above, for weights of 16 bits; codes, steps: what `round_rows` fills. Multiplied as they lie."""
     padded, both, few = padded_count(count), PAIR * ROUNDED_BYTES, high - low <= WIDTH
     for first in range(0, units, CHUNK):
         here, record = min(CHUNK, units - first), (pair * units + first) * PAIR

@@ -131,7 +131,7 @@ def multiply_rounded(
 ) -> Any:  # fmt: skip
     """out[j, g, row] += Σ scale * step_j * (code · code_j) over `blocks` of 32 columns of both groups.
 
-    records: address of packed weights; codes, steps: of what `sixteens` returns, and where this tile's part begins.
+    records: address of packed weights; codes, steps: of what `round_rows` fills, and where this tile's part begins.
     out: float32 [width, PAIR, 16]. Each block asks for `lines` cache lines, those from the address `ahead` on.
     """
     tokens = width.literal_value

@@ -45,7 +45,7 @@ def interleave(typing: Any, records: Any, record: Any, lane: Any, sub: Any, wide
 
 @intrinsic(prefer_literal=True)
 def multiply_wide(typing: Any, width: Any, widened: Any, blocks: Any, x: Any, x_at: Any, out: Any, out_at: Any) -> Any:
-    """out[j, g, row] += Σ weight * x over `blocks` of 32 columns. x: address of a tile of `floats_in_tiles`."""
+    """out[j, g, row] += Σ weight * x over `blocks` of 32 columns. x: address of a tile that `copy_rows` fills."""
     tokens = width.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
